@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A causal language model through transformers' own ONNX exporter, as one decoder graph for prefill and step alike.
+
+The exporter declares itself experimental. This file therefore touches its `export(...).program` only, does the rest on the graph,
+and nothing that leaves here is believed before `builder.prove` has compared it with the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+import transformers
+from onnxscript import optimizer
+from onnxscript.rewriter import onnx_fusions
+from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+from genai_bundle.builder import tidy
+from genai_bundle.builder.exporters import Export
+from genai_bundle.builder.exporters.skeleton import dynamic_axes, load_skeleton, parameter_names, sample
+from genai_bundle.builder.safetensors import StoredTensor
+from genai_bundle.builder.tensors import checkpoint_tensor, same_bytes
+from genai_bundle.errors import SourceError
+
+OPSET = 23
+"""The first with Attention, RMSNormalization and RotaryEmbedding; 24 makes the exporter lose the last two again."""
+
+BATCH, SEQUENCE, PAST = 2, 3, 5
+"""The traced sample. Three different numbers, none of them 1, so that no axis is mistaken for another or frozen."""
+
+_CACHE = re.compile(r"(input|output)\.past_key_values\.layers\.(\d+)\.(keys|values)")
+
+
+def export_decoder(path: Path, tensors: Mapping[str, StoredTensor]) -> Export:
+    """The decoder graph of the checkpoint folder `path`, with its weights referring to `tensors`.
+
+    Raises:
+        SourceError: transformers does not know the model, or the checkpoint lacks one of its tensors.
+    """
+    with _quiet(), torch.no_grad():
+        model = load_skeleton(path, lambda names: _differ(names, tensors))
+        weights = _match(model, tensors)
+        program = _trace(model)
+    _detach_weights(program, weights)
+    optimizer.optimize_ir(program)
+    onnx_fusions.fuse(program)
+    _attach_weights(program, weights)
+    _name_ports(program)
+    tidy.slice_before_head(program, indices="logits_to_keep", count="num_logits")
+    tidy.simplify_padding_mask(program, "attention_mask")
+    tidy.finish(program)
+    return Export(program, "transformers.exporters.OnnxExporter", transformers.__version__)
+
+
+def _trace(model: Any) -> ir.Model:
+    first = sample(model, BATCH, SEQUENCE, PAST)
+    second = sample(model, BATCH + 2, SEQUENCE + 3, PAST + 4)
+    # optimize=False: the optimiser would read the weights. The same passes run afterwards, with the weights out of its sight.
+    config = OnnxConfig(opset_version=OPSET, optimize=False, dynamic_shapes=dynamic_axes(first, second))
+    program = OnnxExporter().export(model, first, config).program
+    assert isinstance(program, ir.Model)
+    return program
+
+
+def _differ(names: list[str], tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether the checkpoint holds different weights under names that the config ties."""
+    held = [tensors[name] for name in names if name in tensors]
+    return any(not same_bytes(held[0], other) for other in held[1:])
+
+
+def _match(model: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, ir.TensorProtocol]:
+    """For every parameter (and stored buffer) of the model, its tensor in the checkpoint."""
+    found: dict[str, ir.TensorProtocol] = {}
+    groups = parameter_names(model)
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
+    stored = {name: tuple(value.shape) for name, value in model.named_buffers() if name in tensors}
+    for name, shape in (shapes | stored).items():
+        source = next((other for other in [name, *groups.get(name, [])] if other in tensors), None)
+        if source is None:
+            raise SourceError(
+                f"the model needs the tensor '{name}', which the checkpoint lacks", where=_files(tensors),
+                hint="The checkpoint is incomplete, or transformers renames its tensors while loading",
+            )  # fmt: skip
+        if tensors[source].shape != shape:
+            raise SourceError(
+                f"has the shape {list(tensors[source].shape)}, but config.json describes {list(shape)}",
+                where=f"{tensors[source].file}: {source}",
+            )
+        found[name] = checkpoint_tensor(tensors[source], ir.DataType.FLOAT)
+    return found
+
+
+def _files(tensors: Mapping[str, StoredTensor]) -> str:
+    return ", ".join(sorted({tensor.file for tensor in tensors.values()}))
+
+
+def _detach_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> None:
+    """Let the weights be inputs for a while: the optimiser neither folds, merges nor reads what it takes for an input."""
+    for name in [name for name in model.graph.initializers if name in weights]:
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        model.graph.inputs.append(value)
+
+
+def _attach_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> None:
+    for value in [value for value in model.graph.inputs if value.name in weights]:
+        model.graph.inputs.remove(value)
+        tensor = weights[value.name or ""]
+        value.const_value = tensor
+        value.name = tensor.name  # a tied parameter bears the name under which the checkpoint stores it
+        model.graph.register_initializer(value)
+
+
+def _name_ports(model: ir.Model) -> None:
+    """Name states as the field does, drop outputs that only repeat an input, and give the dynamic axes their names."""
+    for value in model.graph.inputs:
+        if match := _CACHE.fullmatch(value.name or ""):
+            value.name = f"past_key_values.{match[2]}.{'key' if match[3] == 'keys' else 'value'}"
+    for value in list(model.graph.outputs):
+        producer = value.producer()
+        if producer is None or (producer.op_type == "Identity" and producer.inputs[0] in model.graph.inputs):
+            model.graph.outputs.remove(value)
+        elif match := _CACHE.fullmatch(value.name or ""):
+            value.name = f"present.{match[2]}.{'key' if match[3] == 'keys' else 'value'}"
+        elif value.name != "logits":
+            raise SourceError(f"the exported graph has the output '{value.name}', a state of a kind not built yet")
+    inputs = {value.name: value for value in model.graph.inputs}
+    known = {"input_ids", "attention_mask", "position_ids", "logits_to_keep"}
+    strange = [name for name in inputs if name not in known and not str(name).startswith("past_key_values.")]
+    if strange or known - inputs.keys():
+        raise SourceError(f"the exported graph has the inputs {sorted(map(str, inputs))}, expected {sorted(known)}")
+    past = next((value for name, value in inputs.items() if str(name).startswith("past_key_values.")), None)
+    if past is None:
+        raise SourceError("the exported graph has no cache")
+    batch, sequence = _dim(inputs["input_ids"], 0), _dim(inputs["input_ids"], 1)
+    held, kept = _dim(past, 2), _dim(inputs["logits_to_keep"], 0)
+    names = {batch: "batch", sequence: "sequence", held: "past", kept: "num_logits", f"{held} + {sequence}": "total"}
+    tidy.name_axes(model, names | {f"{sequence} + {held}": "total"})
+    inputs["attention_mask"].shape = ir.Shape(["batch", "total"])
+
+
+def _dim(value: ir.Value, axis: int) -> str:
+    dim = value.shape[axis] if value.shape is not None else None
+    if not isinstance(dim, ir.SymbolicDim) or dim.value is None:
+        raise SourceError(f"the exporter froze axis {axis} of '{value.name}' to {dim}, expected a dynamic one")
+    return dim.value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's progress lines and version notices say nothing to the person who builds a bundle."""
+    names = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewrites that make an exported graph small, readable and the same on every build. All of them work in place."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from genai_bundle.errors import SourceError
+
+IR_VERSION = 10
+"""Enough for every operator of opset 23, and read by every backend."""
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def slice_before_head(model: ir.Model, *, indices: str, count: str) -> None:
+    """Replace the input `indices` i64[n] (positions whose logits are wanted) by `count` i64[]: the last that many.
+
+    The exporter traces the gather of positions before the output head; a slice says the same with a number that a manifest can state.
+    Logits of all positions cost 1.2 GB at 2,048 positions of a 150 k vocabulary. 0, or more than there are, gives all positions.
+    """
+    graph = model.graph
+    wanted = _port(graph, indices)
+    # transpose(0, 1), gather rows, transpose back: how a gather along axis 1 is exported.
+    column = _only_user(wanted, "Unsqueeze")
+    rows = _only_user(column.outputs[0], "GatherND") if column else None
+    before = rows.inputs[0].producer() if rows and rows.inputs[0] else None
+    after = _only_user(rows.outputs[0], "Transpose") if rows else None
+    if not (rows and before and after and _swaps_first_two(before) and _swaps_first_two(after)):
+        raise SourceError(f"the exported graph uses '{indices}' in a way that this exporter does not know")
+    hidden = before.inputs[0]
+    number = ir.Value(name=count, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
+    # The end is 2^31-1, not the largest int64: one backend saturates constants beyond 32 bits.
+    axis, end = _constant(graph, [1], "axis.1"), _constant(graph, [2**31 - 1], "slice.end")
+    shape = _constant(graph, [1], "shape.1")
+    negative = ir.node("Neg", [number])
+    start = ir.node("Reshape", [negative.outputs[0], shape])
+    cut = ir.node("Slice", [hidden, start.outputs[0], end, axis])
+    for node in (negative, start, cut):
+        node.metadata_props[_SCOPES] = repr(["", "num_logits", ""])
+    cut.outputs[0].shape, cut.outputs[0].type = after.outputs[0].shape, after.outputs[0].type
+    graph.insert_before(after, [negative, start, cut])
+    ir.convenience.replace_all_uses_with(after.outputs[0], cut.outputs[0])
+    graph.remove([after, rows, column], safe=True)  # type: ignore[list-item]
+    graph.inputs[graph.inputs.index(wanted)] = number
+
+
+def simplify_padding_mask(model: ir.Model, mask: str) -> None:
+    """Read the padding mask as `mask[:, None, None, :]` where the exporter gathers it at (row, key) for every row and key."""
+    graph = model.graph
+    port = _port(graph, mask)
+    for gather in [node for node in graph if node.op_type == "GatherND"]:
+        data, places = gather.inputs[0], gather.inputs[1]
+        source = data.producer() if data is not None else None
+        direct = data is port or (source is not None and source.op_type == "Cast" and source.inputs[0] is port)
+        if data is None or places is None or not direct or not _is_grid(places):
+            continue
+        axes = _constant(graph, [1, 2], "axes.1.2")
+        view = ir.node("Unsqueeze", [data, axes], metadata_props=dict(gather.metadata_props))
+        view.outputs[0].shape, view.outputs[0].type = gather.outputs[0].shape, gather.outputs[0].type
+        graph.insert_before(gather, view)
+        ir.convenience.replace_all_uses_with(gather.outputs[0], view.outputs[0])
+        graph.remove(gather, safe=True)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Rename symbolic axes. One that is not in `names` becomes anonymous: a tracer's counter means nothing to a reader."""
+
+    def renamed(shape: ir.Shape | None) -> ir.Shape | None:
+        if shape is None:
+            return None
+        return ir.Shape([dim if isinstance(dim, int) else names.get(dim.value or "") for dim in shape])
+
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = renamed(value.shape)
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = renamed(value.shape)
+
+
+def finish(model: ir.Model) -> None:
+    """Merge equal nodes, order the graph, give every node and value a name that says where in the model it is, drop all metadata."""
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    graph = model.graph
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
+    graph.sort()
+    rename_values(model)
+    strip(model)
+
+
+def rename_values(model: ir.Model) -> None:
+    """`model.layers.0.self_attn.q_proj/MatMul`: module path, operator, and a number where that is not unique.
+
+    Ports and weights keep their names; small constants are numbered in the order of use.
+    """
+    graph = model.graph
+    fixed = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    seen: Counter[str] = Counter()
+
+    def unique(base: str) -> str:
+        seen[base] += 1
+        return base if seen[base] == 1 else f"{base}.{seen[base] - 1}"
+
+    nodes = list(graph)
+    # Two rounds, for a name of the first build of this graph may be the one that another value gets now.
+    for number, node in enumerate(nodes):
+        for value in node.outputs:
+            if id(value) not in fixed:
+                value.name = f"~{number}.{value.index()}"
+    constants = [value for value in graph.initializers.values() if _is_constant(value)]
+    for number, value in enumerate(constants):
+        value.name = f"~constant.{number}"
+    numbered = 0
+    for node in nodes:
+        name = unique(f"{_module(node)}/{node.op_type}")
+        node.name = name
+        for value in node.outputs:
+            if id(value) not in fixed:
+                value.name = name if value.index() == 0 else f"{name}:{value.index()}"
+        for used in node.inputs:
+            if used is not None and str(used.name).startswith("~constant."):
+                used.name = f"constant.{numbered}"
+                numbered += 1
+
+
+def strip(model: ir.Model) -> None:
+    """No stack traces (2 MB of them), versions or paths: they make two builds differ and tell about the builder's machine."""
+    graph = model.graph
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version, model.domain, model.model_version = "genai-bundle", "", "", None
+    model.doc_string, graph.doc_string, graph.name = None, None, "decoder"
+    model.metadata_props.clear()
+    graph.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """A value that the tracer made up: not a weight, which reads its bytes lazily and has a module's name."""
+    return not isinstance(value.const_value, ir.LazyTensor)
+
+
+def _module(node: ir.Node) -> str:
+    """The path of the module that a node was traced in. The last entry of the scopes is the traced operation itself."""
+    raw = node.metadata_props.get(_SCOPES)
+    scopes = [scope for scope in ast.literal_eval(raw)[:-1] if not scope.startswith("_")] if raw else []
+    return scopes[-1] if scopes else ""
+
+
+def _port(graph: ir.Graph, name: str) -> ir.Value:
+    found = next((value for value in graph.inputs if value.name == name), None)
+    if found is None:
+        raise SourceError(f"the exported graph lacks the input '{name}'")
+    return found
+
+
+def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    users = [use.node for use in value.uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
+
+
+def _swaps_first_two(node: ir.Node) -> bool:
+    return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [])) == [1, 0, 2]
+
+
+def _constant(graph: ir.Graph, numbers: list[int], name: str) -> ir.Value:
+    """An int64 initializer, made once."""
+    if name not in graph.initializers:
+        tensor = ir.Tensor(np.array(numbers, np.int64), name=name)
+        graph.register_initializer(
+            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        )
+    return graph.initializers[name]
+
+
+def _is_grid(places: ir.Value) -> bool:
+    """Whether `places` holds (i, j) for every i and j from 0: two counted ranges, expanded to one shape and joined."""
+    join = places.producer()
+    if join is None or join.op_type != "Concat" or len(join.inputs) != 2:
+        return False
+    return all(_is_count(value) for value in join.inputs)
+
+
+def _is_count(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in {"Unsqueeze", "Expand"}:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node is not None and node.op_type == "Range" and _scalar(node, 0) == 0 and _scalar(node, 2) == 1
+
+
+def _scalar(node: ir.Node, index: int) -> float | None:
+    value = node.inputs[index]
+    if value is None or value.const_value is None:
+        return None
+    return float(value.const_value.numpy().item())

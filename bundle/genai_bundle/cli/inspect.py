@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``genai-bundle inspect``: what is in a bundle, for people or as JSON. Nothing is run and no weight is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from genai_bundle.bundle import Bundle
+    from genai_bundle.manifest import Manifest
+    from genai_bundle.ports import Port
+
+EXAMPLES = """\b
+Examples:
+  genai-bundle inspect tiny-stories.genai
+  genai-bundle inspect tiny-stories.genai --json
+"""
+
+SHOWN_OPS = 6
+"""Operators named in a graph's line; the JSON form has them all."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("inspect", epilog=EXAMPLES)(inspect)
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle: a .genai file or its unpacked folder.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a bundle holds: its pipeline, inputs, outputs, graphs, sizes and digests."""
+    from genai_bundle.bundle import open_bundle
+    from genai_bundle.cli import console
+
+    with open_bundle(file) as bundle:
+        facts = summary(bundle)
+        if json:
+            console.print_json(facts)
+        else:
+            _print(facts, bundle.manifest)
+
+
+def summary(bundle: Bundle) -> dict[str, Any]:
+    """Everything that this command shows, as JSON values. Sizes are in bytes."""
+    from genai_bundle.cli.console import type_text
+
+    manifest = bundle.manifest
+    about = {key: getattr(manifest, key) for key in ("name", "version", "task", "description", "license")}
+    total = sum(entry.size for entry in manifest.files.values())
+    return {
+        **about,
+        "authors": list(manifest.authors),
+        "id": bundle.id,
+        "format": manifest.format,
+        "requires": list(manifest.requires),
+        "form": bundle.form,
+        "size": bundle.path.stat().st_size if bundle.form == "file" else total,
+        "source": dict(manifest.source),
+        "inputs": {
+            name: {
+                "type": type_text(given.type, given.dims, given.rate),
+                "required": given.required,
+                **({"default": given.default} if given.has_default else {}),
+                **({"description": given.description} if given.description else {}),
+            }
+            for name, given in manifest.inputs.items()
+        },
+        "outputs": {
+            name: {
+                "type": type_text(result.type, result.dims, result.rate),
+                **({"description": result.description} if result.description else {}),
+            }
+            for name, result in manifest.outputs.items()
+        },
+        "generation": dict(manifest.generation),
+        "state": {name: _state(manifest, name) for name in manifest.state},
+        "graphs": {name: _graph(bundle, name) for name in manifest.graphs},
+        "members": [
+            {"path": path, "size": entry.size, "sha256": entry.sha256} for path, entry in sorted(manifest.files.items())
+        ],
+        "tests": [
+            {"name": test.name, "inputs": list(test.inputs), "outputs": list(test.outputs)} for test in manifest.tests
+        ],
+    }
+
+
+def _state(manifest: Manifest, name: str) -> dict[str, Any]:
+    state = manifest.state[name]
+    keys = ("graph", "update", "axis", "tokens", "capacity", "window", "scope", "of")
+    return {key: getattr(state, key) for key in keys if getattr(state, key) is not None} | {"ports": dict(state.ports)}
+
+
+def _graph(bundle: Bundle, name: str) -> dict[str, Any]:
+    entry = bundle.manifest.graphs[name]
+    variants = [
+        {"name": variant.name, "when": dict(variant.when), **_model(bundle, variant.file)} for variant in entry.variants
+    ]
+    return {"place": entry.place, **_model(bundle, entry.file), "variants": variants}
+
+
+def _model(bundle: Bundle, file: str) -> dict[str, Any]:
+    """The facts of one graph file: opsets {domain: version}, operators with their counts, ports."""
+    model = bundle.graph(file)
+    ports = bundle.ports(file)
+    nodes = [node for graph in (model.graph, *model.functions) for node in graph.node]
+    ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes)
+    return {
+        "file": file,
+        "ir": model.ir_version,
+        "opset": {opset.domain: opset.version for opset in model.opset_import},
+        "nodes": len(nodes),
+        "operators": dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
+        "inputs": {port.name: _port(port) for port in ports.inputs.values()},
+        "outputs": {port.name: _port(port) for port in ports.outputs.values()},
+    }
+
+
+def _port(port: Port) -> str:
+    return f"{port.dtype}[{','.join(str(dim) or '?' for dim in port.dims)}]"
+
+
+def _print(facts: Mapping[str, Any], manifest: Manifest) -> None:
+    from genai_bundle.cli import console
+    from genai_bundle.cli.draw import pipeline_tree
+
+    out = console.stdout()
+    version = f" {facts['version']}" if facts["version"] else ""
+    out.print(f"{facts['name']}{version}", style="bold")
+    if facts["description"]:
+        out.print(facts["description"])
+    rows = [(key, facts[key]) for key in ("task", "license")]
+    rows += [("authors", ", ".join(facts["authors"])), ("id", facts["id"])]
+    rows += [("format", f"{facts['format']}, {facts['form']}, {console.human_size(facts['size'])}")]
+    rows += [("requires", ", ".join(facts["requires"])), ("source", _source(facts["source"]))]
+    rows += [("defaults", ", ".join(f"{key} {value}" for key, value in facts["generation"].items()))]
+    out.print(_table("", [(key, str(value)) for key, value in rows if value]))
+    out.print()
+    out.print(pipeline_tree(manifest))
+    out.print()
+    out.print(_table("inputs and outputs", _values(facts)))
+    if facts["state"]:
+        out.print()
+        out.print(_table("state", [(name, _state_text(state)) for name, state in facts["state"].items()]))
+    out.print()
+    out.print(_table("graphs", list(_graph_rows(facts["graphs"]))))
+    out.print()
+    members = [(member["path"], console.human_size(member["size"]), member["sha256"]) for member in facts["members"]]
+    out.print(_table("members (sha256)", members, right=1))
+    names = ", ".join(test["name"] or f"tests[{index}]" for index, test in enumerate(facts["tests"]))
+    out.print()
+    out.print(f"golden vectors: {len(facts['tests'])}" + (f" ({names})" if names else ""))
+
+
+def _table(title: str, rows: Iterable[tuple[str, ...]], right: int | None = None) -> Table:
+    """Plain columns; the last one takes what is left of the line."""
+    from rich.table import Table
+
+    rows = list(rows)
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    for column in range(max((len(row) for row in rows), default=0)):
+        table.add_column(justify="right" if column == right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    """The words of a source that fit a line: where it came from and what made it."""
+    words = [str(source[key]) for key in ("repo", "revision", "base_model") if source.get(key)]
+    exporter = source.get("exporter")
+    if isinstance(exporter, dict):
+        words.append("by " + " ".join(str(word) for word in exporter.values()))
+    return " ".join(words)
+
+
+def _values(facts: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    for name, given in facts["inputs"].items():
+        need = "required" if given["required"] else f"default {given['default']}" if "default" in given else "optional"
+        yield "in", name, given["type"], need, given.get("description", "")
+    for name, result in facts["outputs"].items():
+        yield "out", name, result["type"], "", result.get("description", "")
+
+
+def _state_text(state: Mapping[str, Any]) -> str:
+    ports = ", ".join(f"{past} ↔ {present}" for past, present in state["ports"].items())
+    keys = ("tokens", "capacity", "window", "of")
+    extra = "".join(f", {key} {state[key]}" for key in keys if key in state)
+    return f"{state['update']} in [{state['graph']}]{extra}, {state['scope']}: {ports}"
+
+
+def _graph_rows(graphs: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    for name, graph in graphs.items():
+        yield f"[{name}]", graph["file"], _model_text(graph), "host" if graph["place"] == "host" else ""
+        for variant in graph["variants"]:
+            when = " ".join(variant["when"].values())
+            yield f"  {variant['name']}", variant["file"], _model_text(variant), f"when {when}"
+
+
+def _model_text(model: Mapping[str, Any]) -> str:
+    opsets = ", ".join(f"{domain or 'opset'} {version}" for domain, version in model["opset"].items())
+    ops = list(model["operators"].items())
+    named = ", ".join(f"{op} {count}" for op, count in ops[:SHOWN_OPS]) + (", …" if len(ops) > SHOWN_OPS else "")
+    return f"{opsets}; {model['nodes']} nodes: {named}"

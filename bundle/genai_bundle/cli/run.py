@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``genai-bundle run``: one request to a bundle; its text streams to stdout."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genai_bundle.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from genai_runner.pipeline import Pipeline, Result
+
+    from genai_bundle.manifest import Manifest
+
+EXAMPLES = """\b
+Examples:
+  genai-bundle run tiny-stories.genai "Once upon a time"
+  genai-bundle run tiny-stories.genai "Once" --max-tokens 50 --temperature 0.8 --seed 7
+  echo "Once upon a time" | genai-bundle run tiny-stories.genai
+  genai-bundle run chat.genai --system "Answer briefly." --message "Who are you?"
+  genai-bundle run stories.genai "Once" --json --stats
+  genai-bundle run vad.genai --input audio=@speech.wav --output speech=speech.npy
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("run", epilog=EXAMPLES)(run)
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle: a .genai file or its unpacked folder.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; without it, stdin where that is no terminal.")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Read the prompt from this file ('-': stdin), less one final newline."),
+    ] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Chat: what the user says.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Chat: the system message before it.")] = None,
+    messages: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Chat: a JSON list of messages, each with role and content.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=VALUE", help="An input by name: text, JSON, or @FILE (.npy .json .wav ...)."),
+    ] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option("--output", metavar="NAME=FILE", help="Save an output: .npy .json .txt .wav .png."),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="At most this many new tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token; higher is more varied.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens that hold this share.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many likeliest tokens; 0: from all.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Leave out tokens below this share of the likeliest.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: tokens that occurred are less likely.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")] = None,
+    backend: Annotated[str, typer.Option(metavar="NAME", help="The engine.")] = "onnxruntime",
+    variant: Annotated[
+        str, typer.Option(metavar="NAME", help="'auto': the best for the backend; 'portable'; or a variant's name.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="Where the engine computes.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads of the engine; by default the cores it may use.")] = None,
+    low_memory: Annotated[bool, typer.Option("--low-memory", help="Use weights in place: less memory, slower steps.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming text.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Report times, speed and peak memory (on stderr).")] = False,
+) -> None:
+    """Run a bundle: give it a prompt (or its other inputs) and print what it generates."""
+    import genai_runner
+
+    from genai_bundle.cli import values
+
+    options = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or None,
+    }  # fmt: skip
+    targets = dict(values.split("--output", text) for text in outputs or ())
+    with genai_runner.load(
+        file, backend=backend, device=device, variant=variant, threads=threads, low_memory=low_memory
+    ) as pipe:
+        manifest = pipe.manifest
+        for name in targets:
+            _declared(manifest.outputs, name, "output", manifest.name)
+        given = _named_inputs(manifest, inputs or [])
+        given.update(_chat(manifest, message, system, messages))
+        given.update(_prompt(manifest, prompt, prompt_file, alone=not given))
+        request = {name: value for name, value in options.items() if value is not None} | given
+
+        streamed = text_output(manifest)
+        result = pipe(**request) if json or streamed is None else _stream(pipe, streamed, request)
+        for name, target in targets.items():
+            values.save(name, manifest.outputs[name], result.outputs[name], Path(target))
+        if json:
+            _print_json(result, with_stats=stats)
+            return
+        if streamed is None:
+            _print_outputs(result, skip=set(targets))
+        if stats:
+            _print_stats(result)
+
+
+def _stream(pipe: Pipeline, output: str, request: Mapping[str, Any]) -> Result:
+    """Print the pieces of a text output as they come, and one final newline."""
+    stream = pipe.stream(output=output, **request)
+    for piece in stream:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    return stream.result
+
+
+def text_output(manifest: Manifest) -> str | None:
+    """The output that a person reads: `text`, or the first one of that type."""
+    texts = [name for name, output in manifest.outputs.items() if output.type == "text"]
+    return "text" if "text" in texts else next(iter(texts), None)
+
+
+def _declared(known: Mapping[str, Any], name: str, kind: str, bundle: str) -> Any:
+    if name not in known:
+        raise UsageError(f"'{bundle}' has no {kind} {name!r}", hint=f"It has: {', '.join(known) or 'none'}")
+    return known[name]
+
+
+def _named_inputs(manifest: Manifest, assignments: list[str]) -> dict[str, Any]:
+    from genai_bundle.cli import values
+
+    given: dict[str, Any] = {}
+    for assignment in assignments:
+        name, text = values.split("--input", assignment)
+        given[name] = values.parse(name, _declared(manifest.inputs, name, "input", manifest.name), text)
+    return given
+
+
+def _chat(manifest: Manifest, message: str | None, system: str | None, file: Path | None) -> dict[str, Any]:
+    """The input of type `messages` from --messages, --system and --message, in that order of the conversation."""
+    from genai_bundle.cli import values
+
+    if message is None and system is None and file is None:
+        return {}
+    names = [name for name, declared in manifest.inputs.items() if declared.type == "messages"]
+    if not names:
+        raise UsageError(f"'{manifest.name}' takes no chat messages", hint="Give it a prompt instead")
+    if message is None and file is None:
+        raise UsageError("--system needs a --message or --messages")
+    talk: list[Any] = []
+    if file is not None:
+        talk = values.parse_json(values.read_text(file), str(file))
+        if not isinstance(talk, list):
+            raise UsageError("not a list of messages", where=str(file))
+    if system is not None:
+        talk.insert(0, {"role": "system", "content": system})
+    if message is not None:
+        talk.append({"role": "user", "content": message})
+    return {names[0]: talk}
+
+
+def _prompt(manifest: Manifest, prompt: str | None, file: Path | None, *, alone: bool) -> dict[str, Any]:
+    """The prompt from its argument, a file or stdin. `alone`: no other input was given, so that a prompt is expected."""
+    from genai_bundle.cli import console, values
+
+    if prompt is not None and file is not None:
+        raise UsageError("give the prompt as an argument or with --prompt-file, not both")
+    name = prompt_input(manifest)
+    if prompt is None and file is None:
+        if not alone or name is None or manifest.inputs[name].type != "text":
+            return {}
+        if sys.stdin is None or sys.stdin.isatty():
+            console.note("no prompt given: starting from an empty one")
+            return {name: ""}
+        return {name: _one_line_less(sys.stdin.read())}
+    if name is None:
+        raise UsageError(f"'{manifest.name}' has no prompt", hint=f"Use --input with: {', '.join(manifest.inputs) or 'nothing'}")
+    if prompt is not None:
+        return {name: values.parse(name, manifest.inputs[name], prompt) if manifest.inputs[name].type != "text" else prompt}
+    assert file is not None
+    return {name: _one_line_less(sys.stdin.read() if str(file) == "-" else values.read_text(file))}
+
+
+def prompt_input(manifest: Manifest) -> str | None:
+    """The input that a bare prompt goes to: `prompt`, else the only text, else the only one that must be given."""
+    texts = [name for name, declared in manifest.inputs.items() if declared.type == "text"]
+    required = [name for name, declared in manifest.inputs.items() if declared.required]
+    if "prompt" in manifest.inputs:
+        return "prompt"
+    return texts[0] if len(texts) == 1 else required[0] if len(required) == 1 else None
+
+
+def _one_line_less(text: str) -> str:
+    """`text` without the newline that editors and `echo` put at its end."""
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _peak_memory() -> int | None:
+    """The most memory this process has held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _stats(result: Result) -> dict[str, Any]:
+    import dataclasses
+
+    return {**dataclasses.asdict(result.stats), "peak_memory_bytes": _peak_memory()}
+
+
+def _print_json(result: Result, *, with_stats: bool) -> None:
+    from genai_bundle.cli import console, values
+
+    summary = {
+        "text": result.text,
+        "tokens": result.tokens,
+        "finish_reason": result.finish_reason,
+        "usage": result.usage,
+        "outputs": {name: values.jsonable(value) for name, value in result.outputs.items()},
+    }
+    if with_stats:
+        summary["stats"] = values.jsonable(_stats(result))
+    console.print_json(summary)
+
+
+def _print_outputs(result: Result, skip: set[str]) -> None:
+    from genai_bundle.cli import values
+
+    for name, value in result.outputs.items():
+        if name not in skip:
+            typer.echo(f"{name}: {values.shown(value)}")
+
+
+def _print_stats(result: Result) -> None:
+    from genai_bundle.cli import console
+
+    figures = _stats(result)
+    console.note("  ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in figures.items()))
+
+

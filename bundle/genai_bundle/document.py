@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A JSON document under reading: each value with its path, and the questions that a parser asks of it.
+
+Every question either answers in the asked type or raises a ManifestError that says where, and what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+from .canonical import MAX_INTEGER
+from .errors import ManifestError
+from .names import NAME
+from .records import Json
+
+Word = TypeVar("Word", bound=str)
+
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "a bool", int: "an integer", float: "a number"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value with its place. `strict`: an object with fixed keys may not hold others (rule M8)."""
+
+    value: Json
+    path: str = ""
+    strict: bool = True
+
+    def fail(self, expected: str, rule: str = "M9") -> NoReturn:
+        """Refuse this value."""
+        shown = repr(self.value) if isinstance(self.value, str | int | float) else _KINDS.get(type(self.value), "null")
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}…"
+        raise ManifestError(f"{shown} where {expected} was expected", where=self.path or "manifest", rule=rule)
+
+    def child(self, key: str) -> Node:
+        """The value under `key`, which is there."""
+        return Node(self.value[key], f"{self.path}.{key}".lstrip("."), self.strict)
+
+    def object(self, required: Iterable[str] = (), optional: Iterable[str] = ()) -> dict[str, Node]:
+        """An object with fixed keys, by key; keys that begin with `x-` are left out."""
+        if not isinstance(self.value, dict):
+            self.fail("an object")
+        required, known = tuple(required), {*required, *optional}
+        for key in required:
+            if key not in self.value:
+                raise ManifestError(f"the key {key!r} is missing", where=self.path or "manifest", rule="M7")
+        for key in self.value:
+            if self.strict and key not in known and not key.startswith("x-"):
+                raise ManifestError(
+                    f"unknown key {key!r}",
+                    where=self.path or "manifest",
+                    rule="M8",
+                    hint=f"Known here: {', '.join(sorted(known))}",
+                )
+        return {key: self.child(key) for key in self.value if key in known}
+
+    def entries(self, pattern: re.Pattern[str] = NAME, least: int = 0) -> dict[str, Node]:
+        """An object whose keys are names, by name."""
+        if not isinstance(self.value, dict):
+            self.fail("an object")
+        if len(self.value) < least:
+            self.fail("an entry")
+        for key in self.value:
+            if not pattern.fullmatch(key):
+                place = self.path or "manifest"
+                raise ManifestError(f"{key!r} is not a name ({pattern.pattern})", where=place, rule="M10")
+        return {key: self.child(key) for key in self.value}
+
+    def items(self, least: int = 0, most: int | None = None) -> list[Node]:
+        """A list."""
+        if not isinstance(self.value, list):
+            self.fail("a list")
+        if len(self.value) < least or (most is not None and len(self.value) > most):
+            self.fail(f"a list of at least {least}" + (f" and at most {most}" if most is not None else ""))
+        return [Node(item, f"{self.path}[{index}]", self.strict) for index, item in enumerate(self.value)]
+
+    def string(self, least: int = 0) -> str:
+        """Any text of at least `least` characters."""
+        if not isinstance(self.value, str) or len(self.value) < least:
+            self.fail("a text")
+        return self.value
+
+    def match(self, pattern: re.Pattern[str], expected: str, rule: str = "M9") -> str:
+        """A text that the pattern describes as a whole."""
+        if not isinstance(self.value, str) or not pattern.fullmatch(self.value):
+            self.fail(expected, rule)
+        return self.value
+
+    def name(self) -> str:
+        """A name (rule M10)."""
+        return self.match(NAME, "a name such as input_ids", "M10")
+
+    def choice(self, words: Iterable[Word]) -> Word:
+        """One of `words`."""
+        words = tuple(words)
+        if not isinstance(self.value, str):
+            self.fail(f"one of {', '.join(words)}")
+        for word in words:
+            if word == self.value:
+                return word
+        self.fail(f"one of {', '.join(words)}")
+
+    def flag(self) -> bool:
+        """A bool."""
+        if not isinstance(self.value, bool):
+            self.fail("true or false")
+        return self.value
+
+    def integer(self, least: int = 0, most: int = MAX_INTEGER) -> int:
+        """An integer, written without a point."""
+        if type(self.value) is not int or not least <= self.value <= most:
+            self.fail(f"an integer of at least {least}" + (f" and at most {most}" if most < MAX_INTEGER else ""))
+        return self.value
+
+    def number(self, least: float = 0, most: float | None = None, *, above: bool = False) -> float:
+        """A number; `above`: greater than `least`, not equal to it."""
+        given = self.value
+        right = isinstance(given, int | float) and not isinstance(given, bool)
+        if not right or given < least or (above and given == least) or (most is not None and given > most):
+            bound = f"{'above' if above else 'of at least'} {least}"
+            self.fail(f"a number {bound}" + (f" and at most {most}" if most is not None else ""))
+        return float(given)

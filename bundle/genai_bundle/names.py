@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How names look: patterns, each the same as in `schema/v1/manifest.schema.json`. Match them with `fullmatch`."""
+
+from __future__ import annotations
+
+import re
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""A graph, input, output, state or value."""
+
+REFERENCE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.(len|total|mask|positions|last|capacity))?")
+"""What an `in` reads: a value, or a field of a state."""
+
+OP = re.compile(r"([a-z][a-z0-9_]*\.)?[a-z][a-z0-9_]*@[1-9][0-9]*")
+"""A host op, `name@major` or `family.name@major`."""
+
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+"""The bundle's name and version, a task, a variant, a backend, a device."""
+
+LICENSE = re.compile(r"[A-Za-z0-9(][A-Za-z0-9 ()+.:-]*")
+"""An SPDX licence expression."""
+
+DIM = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
+"""A symbolic dim; with a star it grows."""
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+FORMAT = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
+
+FEATURE = re.compile(r"[a-z]+:[A-Za-z0-9._-]+")
+
+MAX_PORT = 200
+"""Characters of a port's name; ONNX sets no limit of its own."""

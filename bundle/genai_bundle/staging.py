@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and folders that appear under their name only when they are complete and on disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import GenaiError, UsageError
+from .records import MANIFEST_MEMBER, MIMETYPE_MEMBER
+
+Hook = Callable[[Path], None]
+
+
+@contextmanager
+def staged_file(target: Path, overwrite: bool, before_commit: Hook | None) -> Iterator[BinaryIO]:
+    """A new file, open for writing, that becomes `target` when the block ends and vanishes when it raises."""
+    _check_target(target, overwrite, target.is_dir(), "a folder")
+    part = _part(target)
+    try:
+        with _telling(target), created(part) as file:
+            yield file
+        if before_commit is not None:
+            before_commit(part)
+        _check_target(target, overwrite, target.is_dir(), "a folder")
+        with _telling(target):
+            _take_name(part, target, overwrite)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+@contextmanager
+def staged_folder(target: Path, overwrite: bool, before_commit: Hook | None) -> Iterator[Path]:
+    """A new folder that becomes `target` when the block ends and vanishes when it raises.
+
+    A folder cannot be replaced in one step: the old one is moved aside first, and comes back if the new one cannot
+    take its place.
+    """
+    _check_target(target, overwrite, _foreign(target), "no bundle folder")
+    part, old = _part(target), _part(target)
+    try:
+        with _telling(target):
+            part.mkdir()
+            yield part
+        for folder, _, _ in os.walk(part):
+            _sync_folder(Path(folder))
+        if before_commit is not None:
+            before_commit(part)
+        _check_target(target, overwrite, _foreign(target), "no bundle folder")
+        with _telling(target):
+            if target.exists():
+                os.rename(target, old)
+            os.rename(part, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    _sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def created(path: Path) -> Iterator[BinaryIO]:
+    """A new file with the folders that lead to it; its bytes are on disk when the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _part(target: Path) -> Path:
+    """A name beside the target, so that renaming stays within one file system."""
+    return target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
+
+
+def _foreign(target: Path) -> bool:
+    """The target is something that a bundle folder must not replace: a file, or a folder that holds anything else."""
+    if not target.is_dir() or target.is_symlink():
+        return os.path.lexists(target)
+    marks = all((target / name).is_file() for name in (MIMETYPE_MEMBER, MANIFEST_MEMBER))
+    return not marks and any(target.iterdir())
+
+
+def _check_target(target: Path, overwrite: bool, foreign: bool, what: str) -> None:
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder {target.parent}", where=str(target), hint="make it first")
+    if not overwrite and os.path.lexists(target):
+        raise UsageError("exists already", where=str(target), hint="choose another name, or ask to overwrite it")
+    if foreign:
+        raise UsageError(f"is {what}, and is not replaced by a bundle", where=str(target), hint="choose another name")
+
+
+def _take_name(part: Path, target: Path, overwrite: bool) -> None:
+    """Gives the finished file its name. Without `overwrite` a file that came up meanwhile is not replaced."""
+    if overwrite or os.name == "nt":
+        (os.replace if overwrite else os.rename)(part, target)  # Windows' rename refuses an existing name by itself
+        return
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links; the check just before has to do
+        os.replace(part, target)
+        return
+    part.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a new name survive a power cut, where the system lets a folder be synced (Windows does not)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _telling(target: Path) -> Iterator[None]:
+    """Turns the system's refusals into errors that say what to do."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise UsageError("exists already", where=str(target), hint="somebody wrote it meanwhile") from error
+    except PermissionError as error:
+        hint = f"choose a folder that you may write to instead of {target.parent}, and close programs that use the file"
+        raise UsageError("cannot be written: permission denied", where=str(target), hint=hint) from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        hint = f"free some space on the disk of {target.parent}" if full else None
+        raise GenaiError(f"cannot be written: {error.strerror or error}", where=str(target), hint=hint) from error

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs bundles: `load` a file, call the pipeline.
+
+pipe = genai_runner.load("stories.genai")
+result = pipe("Once upon a time", max_tokens=32)
+result.text, result.tokens, result.finish_reason
+"""
+
+from genai_bundle.errors import BackendError, GenaiError, InvalidBundle, UsageError
+
+from .decode import Decoder
+from .loading import load
+from .pipeline import Pipeline, Result, Session, Stats, Stream, Usage
+
+__all__ = [
+    "BackendError",
+    "Decoder",
+    "GenaiError",
+    "InvalidBundle",
+    "Pipeline",
+    "Result",
+    "Session",
+    "Stats",
+    "Stream",
+    "Usage",
+    "UsageError",
+    "load",
+]

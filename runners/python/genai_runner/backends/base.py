@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one interface between the runner and an engine.
+
+A backend turns the bytes of a sanitised ONNX graph into a `Graph`; a graph has one verb, `run`. Before widening this
+file, ask whether the need is the runner's (then it belongs in `state.py` or `interpreter.py`) or one engine's (then it
+stays behind `load`): every method added here is one that each third-party backend must write.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from genai_bundle.errors import UsageError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+# What flows between a graph and its state: a NumPy array, or a handle that only the backend which made it understands.
+Tensor = Any
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a graph is loaded. It never changes a result beyond rounding.
+
+    `threads`: worker threads, at least 1. `low_memory`: weights stay in the file's mapping and are not repacked, which
+    opens in milliseconds and shares pages between processes, at the price of slower matrix products.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    low_memory: bool = False
+
+
+class Graph(Protocol):
+    """A loaded graph. It may serve many requests; `fork` gives the one that belongs to a single request."""
+
+    def run(
+        self,
+        feeds: Mapping[str, Tensor],
+        want: Collection[str],
+        *,
+        keep: Collection[str] = (),
+        into: Mapping[str, Array] | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the outputs named in `want`.
+
+        `feeds` holds every input port: arrays of the port's dtype and rank, or handles that this graph returned.
+        Outputs come back as arrays, but those named in `keep` may come as handles: fed back later, they cost no copy.
+        `into` names outputs to be written in place into the given array, which may also be among the feeds; they
+        are left out of the result. Raises whatever the engine raises; the caller names graph and step.
+        """
+        ...
+
+    def array(self, tensor: Tensor) -> Array:
+        """The NumPy array behind a tensor of this graph."""
+        ...
+
+    def fork(self) -> Graph:
+        """A graph over the same weights whose bindings belong to one request."""
+        ...
+
+
+class Backend(Protocol):
+    """An engine. `name` is what `when.backend` of a variant and `--backend` name."""
+
+    @property
+    def name(self) -> str: ...
+
+    def load(self, graph: str, model: bytes, weights: Mapping[str, memoryview], options: LoadOptions) -> Graph:
+        """Load the graph called `graph` from its serialised model.
+
+        `weights` maps every external-data location of the model to the bytes of that member, a read-only view of the
+        bundle's mapping. A backend that does not copy must keep the views alive as long as the graph.
+        """
+        ...
+
+
+def available_cores() -> int:
+    """Cores that this process may use: CPU affinity, then the container's quota (cgroup v2), never less than 1."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such limit on this system
+        pass
+    return cores
+
+
+def find_backend(name: str) -> Backend:
+    """The backend called `name`, imported now. Raises UsageError when there is none or its engine is not installed."""
+    import importlib
+    import pkgutil
+
+    known = sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "base")
+    if name not in known:
+        raise UsageError(f"no backend is called {name!r}", hint=f"Known here: {', '.join(known)}")
+    try:
+        module = importlib.import_module(f"{__package__}.{name}")
+    except ImportError as error:
+        raise UsageError(f"backend {name!r} is not installed: {error}", hint=f"Try: pip install {name}") from error
+    backend: Backend = module.BACKEND
+    return backend

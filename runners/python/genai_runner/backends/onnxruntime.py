@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime on the CPU. The only file that imports `onnxruntime`.
+
+Weights are used in place: the session reads initializers straight from the bundle's mapping, so that a graph opens in
+milliseconds and processes share its pages. By default matrices are then packed for speed, which makes one private copy;
+the mapping's pages are handed back to the system afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnxruntime as ort
+
+from .base import Array, Graph, LoadOptions, Tensor
+
+
+class OnnxRuntimeGraph:
+    """A session and, for one request, its bindings: only what changes from run to run is bound anew."""
+
+    def __init__(self, session: ort.InferenceSession, pinned: tuple[memoryview, ...]) -> None:
+        self._session = session
+        # The session does not keep the mapping alive: a dropped view is a crash, not an exception.
+        self._pinned = pinned
+        self._binding = session.io_binding()
+        self._bound: dict[str, Tensor] = {}
+
+    def fork(self) -> Graph:
+        return OnnxRuntimeGraph(self._session, self._pinned)
+
+    def array(self, tensor: Tensor) -> Array:
+        array: Array = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+        return array
+
+    def run(
+        self,
+        feeds: Mapping[str, Tensor],
+        want: Collection[str],
+        *,
+        keep: Collection[str] = (),
+        into: Mapping[str, Array] | None = None,
+    ) -> dict[str, Tensor]:
+        into = into or {}
+        for name, tensor in feeds.items():
+            if self._bound.get(name) is not tensor:
+                self._bind_input(name, tensor)
+        fresh = [name for name in want if name not in into]
+        self._bind_outputs(fresh, into)
+        self._session.run_with_iobinding(self._binding)
+        outputs = self._binding.get_outputs()
+        start = len(outputs) - len(fresh)  # preallocated outputs were bound first
+        return {name: out if name in keep else out.numpy() for name, out in zip(fresh, outputs[start:], strict=True)}
+
+    def _bind_input(self, name: str, tensor: Tensor) -> None:
+        if isinstance(tensor, np.ndarray):
+            self._binding.bind_cpu_input(name, np.require(tensor, requirements="C"))
+            if not tensor.flags.c_contiguous:  # a copy was bound: later writes to the original would not be seen
+                self._bound.pop(name, None)
+                return
+        else:
+            self._binding.bind_ortvalue_input(name, tensor)
+        self._bound[name] = tensor
+
+    def _bind_outputs(self, fresh: list[str], into: Mapping[str, Array]) -> None:
+        # An output that the engine allocated stays bound to that memory; bound again, the next run allocates anew
+        # and leaves the value handed out (it is the next run's past) untouched.
+        self._binding.clear_binding_outputs()
+        for name, array in into.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name in fresh:
+            self._binding.bind_output(name)
+
+
+class OnnxRuntimeBackend:
+    name = "onnxruntime"
+
+    def load(self, graph: str, model: bytes, weights: Mapping[str, memoryview], options: LoadOptions) -> Graph:
+        session_options = ort.SessionOptions()
+        session_options.intra_op_num_threads = options.threads
+        session_options.inter_op_num_threads = 1
+        session_options.log_severity_level = 3
+        views = tuple(weights.values())
+        if views:
+            session_options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+            session_options.add_external_initializers_from_files_in_memory(
+                list(weights), list(views), [view.nbytes for view in views]
+            )
+        if options.low_memory:
+            session_options.add_session_config_entry("session.disable_prepacking", "1")
+        session = ort.InferenceSession(model, session_options, providers=["CPUExecutionProvider"])
+        return OnnxRuntimeGraph(session, views)
+
+
+BACKEND = OnnxRuntimeBackend()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ONNX reference evaluator: slow, plain NumPy, and nobody's fast path. What it computes is the meaning of a graph.
+
+It is the only file of the runner that imports `onnx.reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from .base import Array, Graph, LoadOptions, Tensor
+
+
+class GatherElements(OpRun):
+    """The evaluator's own one raises for negative axes and beyond 64 rows."""
+
+    op_domain = ""
+
+    def _run(self, data: Array, indices: Array, axis: int | None = None) -> tuple[Array]:
+        return (np.take_along_axis(data, indices, axis=axis or 0),)
+
+
+class ReferenceGraph:
+    def __init__(self, evaluator: ReferenceEvaluator) -> None:
+        self._evaluator = evaluator
+
+    def fork(self) -> Graph:
+        return self
+
+    def array(self, tensor: Tensor) -> Array:
+        return np.asarray(tensor)
+
+    def run(
+        self,
+        feeds: Mapping[str, Tensor],
+        want: Collection[str],
+        *,
+        keep: Collection[str] = (),
+        into: Mapping[str, Array] | None = None,
+    ) -> dict[str, Tensor]:
+        names = list(want)
+        outputs = dict(zip(names, self._evaluator.run(names, dict(feeds)), strict=True))
+        for name, array in (into or {}).items():
+            array[...] = outputs.pop(name)
+        return outputs
+
+
+class ReferenceBackend:
+    name = "reference"
+
+    def load(self, graph: str, model: bytes, weights: Mapping[str, memoryview], options: LoadOptions) -> Graph:
+        proto = onnx.load_from_string(model)
+        for tensor in proto.graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                place = {entry.key: entry.value for entry in tensor.external_data}
+                start = int(place["offset"])
+                tensor.raw_data = bytes(weights[place["location"]][start : start + int(place["length"])])
+                tensor.ClearField("external_data")
+                tensor.data_location = onnx.TensorProto.DEFAULT
+        return ReferenceGraph(ReferenceEvaluator(proto, new_ops=[GatherElements]))
+
+
+BACKEND = ReferenceBackend()

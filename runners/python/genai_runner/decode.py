@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decode engine: `generate` as a loop that runs only what changes from token to token.
+
+It gives what the expansion (expand.py) gives, token for token; tests compare the two. `Decoder` is also the mid-level
+interface of applications that drive generation themselves: append tokens, generate the next one, look at the logits,
+rewind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from genai_bundle.errors import BackendError, UsageError
+from genai_bundle.manifest import Generate, Run
+
+from .backends.base import Array
+from .expand import ids_name
+from .sampling import sample
+from .state import Group
+from .text import TextStream
+from .values import Emission
+
+if TYPE_CHECKING:
+    from .interpreter import Request, Scope
+
+DEFAULT_MAX_TOKENS = 256  # where neither the caller, the bundle nor a context sets a bound
+
+
+class Decoder:
+    """One generation. Tokens are ids; `tokens` holds the prompt and everything after it.
+
+    A token that was appended or sampled is run when logits are next needed, not before: nothing is computed twice or
+    in vain.
+    """
+
+    def __init__(self, request: Request, step: Generate, scope: Scope) -> None:
+        self._request, self._step, self._scope = request, step, scope
+        self._ids = ids_name(step)
+        self._carried = {name: request.value(init, scope, step.where) for name, (init, _) in step.carry.items()}
+        self._states = self._states_of_body()
+        self.tokens: list[int] = [int(token) for token in np.asarray(self._carried[self._ids]).flat]
+        if not self.tokens:
+            raise UsageError("the prompt is empty: there is no token to begin with", where=step.where)
+        self._pending = list(self.tokens)
+        self._prompt = len(self.tokens)
+        request.prompt_tokens += self._prompt
+        self.room = self._room()
+        self._draws = request.env.draws.get(0, 0)
+        self._logits: Array | None = None
+        self.stopped = False
+        self._stream = self._new_stream()
+
+    # -- the mid-level interface --------------------------------------------------------------------------------------
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """Ids after the prompt."""
+        return self.tokens[self._prompt :]
+
+    @property
+    def is_done(self) -> bool:
+        """An ending token or stop string has come, or `max_tokens` or the context is used up."""
+        return self.stopped or len(self.tokens) - self._prompt >= self.room
+
+    def append_tokens(self, ids: Sequence[int]) -> None:
+        """Add tokens that were not sampled: a user's next turn, or a forced answer. They count as prompt."""
+        self._pending += (added := [int(token) for token in ids])
+        self.tokens += added
+        self._prompt = len(self.tokens)
+        self.room, self.stopped, self._stream = self._room(), False, self._new_stream()
+
+    def get_logits(self) -> Array:
+        """f32[V]: scores of the token that follows all of `tokens`."""
+        for emission in self._forward():
+            self._request.collect(emission)
+        assert self._logits is not None
+        return self._logits
+
+    def set_logits(self, logits: Array) -> None:
+        """Replace the scores that the next token is drawn from, f32[V]."""
+        if logits.shape != self.get_logits().shape:
+            raise UsageError(f"logits have the shape {list(self.get_logits().shape)}, got {list(logits.shape)}")
+        self._logits = logits
+
+    def generate_next_token(self) -> int:
+        """Draw the next token, append and return it. Raises UsageError when `is_done`."""
+        if self.is_done:
+            raise UsageError("generation is done", hint="Append tokens or start a new request")
+        self.get_logits()
+        return self._draw()
+
+    def rewind_to(self, length: int) -> None:
+        """Go back to the first `length` tokens. Raises UsageError where a state of the model cannot go back."""
+        if not 0 < length <= len(self.tokens):
+            raise UsageError(f"cannot rewind to {length}: the sequence has {len(self.tokens)} tokens")
+        if len(self._carried) > 1:
+            raise UsageError("cannot rewind: the loop carries more than tokens", where=self._step.where)
+        held = max((group.length for group in self._states if group.spec.tokens), default=0)
+        before = held - (len(self.tokens) - len(self._pending))  # what a session held before this request
+        keep = length - 1  # the last token is run again: its logits are what comes next
+        for group in self._states:
+            if group.length > before + keep:
+                group.rewind(before + keep)
+        self._pending = self.tokens[min(keep, len(self.tokens) - len(self._pending)) : length]
+        self.tokens = self.tokens[:length]
+        self._prompt = min(self._prompt, length)
+        self._logits, self.stopped, self._stream = None, False, self._new_stream()
+        for token in self.new_tokens:
+            if self._stream:
+                self._stream.push(token)
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[Emission]:
+        """Generate to the end; each emission as soon as it exists."""
+        tokens = [output for output, value in self._step.emit.items() if value == "token"]
+        texts = [output for output, value in self._step.emit.items() if value != "token"]
+        while not self.is_done:
+            yield from self._forward()
+            token = self._draw()
+            for output in tokens:
+                yield Emission(output, np.array([[token]], np.int64))
+            for output in texts:
+                if self._piece:
+                    yield Emission(output, self._piece)
+        if self._stream and (rest := self._stream.flush()):
+            yield from (Emission(output, rest) for output in texts)
+        self._scope.update(self._carried)
+
+    def prefill_all_but_last_piece(self) -> Iterator[Emission]:
+        """For the expansion: run the pieces of the prompt that come before the first sampled logits."""
+        pieces = self._pieces()
+        for piece in pieces[:-1]:
+            yield from self._request.steps(self._step.do, self._inner(piece))
+        self._scope["$ids"] = np.array([pieces[-1]], np.int64)
+        self._scope["$prompt"] = np.array([self.tokens], np.int64)
+
+    def _forward(self) -> Iterator[Emission]:
+        """Run what is pending, so that the logits are those of the last token."""
+        if not self._pending:
+            return
+        for piece in self._pieces():
+            inner = self._inner(piece)
+            yield from self._request.steps(self._step.do, inner)
+        for name, (_, following) in self._step.carry.items():
+            if name != self._ids:
+                self._carried[name] = inner[following]
+        self._pending = []
+        logits: Array = np.asarray(inner[self._step.logits])
+        self._logits = logits.reshape(-1, logits.shape[-1])[-1]
+
+    def _inner(self, piece: list[int]) -> Scope:
+        return self._scope.new_child({**self._carried, self._ids: np.array([piece], np.int64)})
+
+    def _pieces(self) -> list[list[int]]:
+        """The pending ids in as many pieces as the states need; nearly always one."""
+        most = min((group.most for group in self._states if group.most), default=len(self._pending))
+        return [self._pending[i : i + most] for i in range(0, len(self._pending), most)]
+
+    def _draw(self) -> int:
+        if self._logits is None:
+            raise BackendError("the body gave no logits", where=self._step.where)
+        options, env = self._request.options, self._request.env
+        step = self._draws + len(self.tokens) - self._prompt
+        token = sample(self._logits, options, history=self.tokens, step=step)
+        env.draws[0] = step + 1
+        self.tokens.append(token)
+        self._pending = [token]
+        self._carried[self._ids] = np.array([[token]], np.int64)
+        text = self._request.program.text
+        self._piece = self._stream.push(token) if self._stream else ""
+        self.stopped = bool(text and token in text.eos) or bool(self._stream and self._stream.stopped)
+        return token
+
+    # -- what it stands on --------------------------------------------------------------------------------------------
+
+    def _new_stream(self) -> TextStream | None:
+        text, options = self._request.program.text, self._request.options
+        wanted = options.stop or any(value != "token" for value in self._step.emit.values())
+        return text.stream(options.stop) if text and wanted else None
+
+    def _states_of_body(self) -> list[Group]:
+        """States of the graphs that the body runs, at any depth."""
+        graphs: set[str] = set()
+
+        def walk(steps: Sequence[Any]) -> None:
+            for step in steps:
+                if isinstance(step, Run):
+                    graphs.add(step.target)
+                for part in ("do", "then", "orelse"):
+                    walk(getattr(step, part, ()))
+
+        walk(self._step.do)
+        loaded = self._request.program.graphs.values()
+        return [self._request.states[name] for one in loaded if one.name in graphs for name in one.states]
+
+    def _room(self) -> int:
+        """How many tokens may come: `max_tokens`, and what the context has left beside the prompt."""
+        asked = self._request.options.max_tokens
+        left = [g.capacity - g.length - len(self._pending) for g in self._states if g.capacity and g.spec.tokens]
+        if not left:
+            return DEFAULT_MAX_TOKENS if asked is None else asked
+        if min(left) <= 0:
+            context = min(g.capacity for g in self._states if g.capacity and g.spec.tokens)
+            message = f"the prompt of {len(self._pending)} tokens leaves no room in the context of {context}"
+            raise UsageError(message, hint="Shorten the prompt")
+        return min(left) if asked is None else min(asked, min(left))

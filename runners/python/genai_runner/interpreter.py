@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline grammar, executed (spec/pipeline.md). As small as the grammar: one method a construct.
+
+A request walks the document once. `steps` is a generator of emissions, so that a caller sees each piece of output as
+soon as it exists and may stop at any time.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from genai_bundle.errors import BackendError, GenaiError, UsageError
+from genai_bundle.manifest import Emit, Generate, If, Loop, Manifest, Run, State, Step
+from genai_bundle.ports import Ports
+
+from .backends.base import Array, Graph
+from .decode import DEFAULT_MAX_TOKENS, Decoder
+from .expand import expand
+from .ops import Env, resolve
+from .sampling import Options
+from .state import DISCIPLINES, Group, Read
+from .text import TextCodec
+from .values import Emission, Value, joined, literal, to_port
+
+Scope = ChainMap[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedGraph:
+    """A graph in the variant that was chosen, and its states as that variant keeps them."""
+
+    name: str
+    file: str
+    ports: Ports
+    graph: Graph
+    states: Mapping[str, State]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """All that requests share. With `literal`, generate is executed as its expansion, without the decode engine."""
+
+    manifest: Manifest
+    graphs: Mapping[str, LoadedGraph]
+    text: TextCodec | None
+    literal: bool = False
+
+
+class Request:
+    """One walk through the document. `states` are those that outlive it (scope: session)."""
+
+    def __init__(self, program: Program, options: Options, states: Mapping[str, Group] | None = None) -> None:
+        self.program, self.options = program, options
+        self.env = Env(text=program.text, options=options, draws={})
+        self.finish_reason = "stop"
+        self.prompt_tokens = 0
+        self.new_tokens: list[int] = []
+        self._depth = 0
+        self._graphs = {name: loaded.graph.fork() for name, loaded in program.graphs.items()}
+        self.states: dict[str, Group] = {}
+        for loaded in program.graphs.values():
+            for name, spec in loaded.states.items():
+                group = DISCIPLINES[spec.update](name, spec, loaded.ports, self._graphs[loaded.name])
+                self.states[name] = (states or {}).get(name, group)
+        for group in self.states.values():
+            if isinstance(group, Read):
+                group.owner = self.states[group.spec.of or ""]
+        self._literals: dict[tuple[str, str], Array] = {}
+        self._emitted: dict[str, list[Value]] = {name: [] for name in program.manifest.outputs}
+
+    def run(self, inputs: Mapping[str, Value]) -> Iterator[Emission]:
+        """The whole document. `inputs` holds every declared input, None where an optional one was not given."""
+        return self.steps(self.program.manifest.steps, self.scope(inputs))
+
+    def collect(self, emission: Emission) -> None:
+        """Keep an emission for `outputs`."""
+        self._emitted[emission.output].append(emission.value)
+
+    def outputs(self) -> dict[str, Value]:
+        """All that was collected, one value an output."""
+        declared = self.program.manifest.outputs
+        return {name: joined(declared[name], pieces) for name, pieces in self._emitted.items()}
+
+    def scope(self, inputs: Mapping[str, Value]) -> Scope:
+        """The outermost scope: the request's options under the declared inputs."""
+        options: dict[str, Value] = {name: np.asarray(value) for name, value in asdict(self.options).items()}
+        most = self.options.max_tokens
+        options["max_tokens"] = np.asarray(DEFAULT_MAX_TOKENS if most is None else most)
+        return ChainMap({**options, **inputs})
+
+    def steps(self, steps: Iterable[Step], scope: Scope) -> Iterator[Emission]:
+        for step in steps:
+            if isinstance(step, Run):
+                self._run(step, scope)
+            elif isinstance(step, Emit):
+                for output, name in step.values.items():
+                    yield Emission(output, self.value(name, scope, step.where))
+            elif isinstance(step, If):
+                yield from self._if(step, scope)
+            elif isinstance(step, Loop):
+                yield from self._loop(step, scope)
+            else:
+                yield from self._generate(step, scope)
+
+    def value(self, name: str, scope: Scope, where: str) -> Value:
+        found = scope[name]
+        if found is None:
+            raise UsageError(f"input {name!r} is needed and was not given", where=where)
+        return found
+
+    # -- run --------------------------------------------------------------------------------------------------------
+
+    def _run(self, step: Run, scope: Scope) -> None:
+        if step.is_op:
+            outputs = self._call(step, scope)
+        else:
+            outputs = self._run_graph(step, self.program.graphs[step.target], scope)
+        for port, name in step.outputs.items():
+            scope[name] = outputs[port]
+
+    def _call(self, step: Run, scope: Scope) -> Mapping[str, Value]:
+        arguments = dict(step.literals)
+        for port, name in step.inputs.items():
+            arguments[port] = self.value(name, scope, step.where)
+        try:
+            outputs: Mapping[str, Value] = resolve(step.target)(self.env, **arguments)
+        except GenaiError as error:
+            error.where = error.where or step.where
+            raise
+        return outputs
+
+    def _run_graph(self, step: Run, loaded: LoadedGraph, scope: Scope) -> Mapping[str, Value]:
+        ports, feeds, fields = loaded.ports.inputs, dict[str, Any](), []
+        for port, name in step.inputs.items():
+            if port not in ports:  # the chosen variant does without it
+                continue
+            state, dot, field = name.partition(".")
+            if dot:
+                fields.append((ports[port], state, field))
+            else:
+                feeds[port] = to_port(self.value(name, scope, step.where), ports[port], step.where)
+        for port, value in step.literals.items():
+            if port in ports:
+                key = step.where, port
+                feeds[port] = self._literals.setdefault(key, literal(value, ports[port]))
+        groups = {name: self.states[name] for name in loaded.states}
+        added = {name: self._admit(group, feeds, step) for name, group in groups.items()}
+        want, into = list(step.outputs), dict[str, Array]()
+        for name, group in groups.items():
+            feeds.update(group.feeds(added[name]))
+            into.update(group.into())
+            want += [port for port in group.keep if port not in step.outputs]
+        for port_, state, field in fields:
+            feeds[port_.name] = self.states[state].field(field, added.get(state, 0), port_)
+        keep = [port for group in groups.values() for port in group.keep]
+        try:
+            outputs = self._graphs[loaded.name].run(feeds, want, keep=keep, into=into)
+        except Exception as error:  # an engine may raise anything
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise BackendError(f"graph {loaded.name!r} ({loaded.file}) failed: {reason}", where=step.where) from error
+        for name, group in groups.items():
+            group.commit(outputs, added[name])
+        graph = self._graphs[loaded.name]
+        return {port: into[port] if port in into else graph.array(outputs[port]) for port in step.outputs}
+
+    def _admit(self, group: Group, feeds: Mapping[str, Array], step: Run) -> int:
+        """The number of tokens that this run adds to the state, once it is known that the state takes them."""
+        n = feeds[group.spec.tokens].shape[1] if group.spec.tokens else 1
+        if group.capacity is not None and group.length + n > group.capacity:
+            message = f"{group.length + n} positions, and state {group.name!r} holds at most {group.capacity}"
+            raise UsageError(message, where=step.where, hint="Shorten the prompt")
+        if group.most is not None and n > group.most:
+            raise UsageError(f"state {group.name!r} takes {group.most} tokens at once, not {n}", where=step.where)
+        return n
+
+    # -- if, loop, generate -----------------------------------------------------------------------------------------
+
+    def _if(self, step: If, scope: Scope) -> Iterator[Emission]:
+        inner = scope.new_child()
+        yield from self.steps(step.then if truth(scope[step.cond]) else step.orelse, inner)
+        for name in step.out:
+            scope[name] = inner[name]
+
+    def _loop(self, step: Loop, scope: Scope) -> Iterator[Emission]:
+        carried = {name: self.value(init, scope, step.where) for name, (init, _) in step.carry.items()}
+        most = step.max if not isinstance(step.max, str) else int(np.asarray(scope[step.max]).item())
+        self._depth += 1
+        index, ended = 0, step.while_ is None and step.until is None
+        while most is None or index < most:
+            inner = scope.new_child(carried)
+            if step.index:
+                inner[step.index] = np.asarray(index, np.int64)
+            if step.while_ and not truth(inner[step.while_]):
+                ended = True
+                break
+            for name in step.reset:
+                self.states[name].reset()
+            yield from self.steps(step.do, inner)
+            carried = {name: inner[following] for name, (_, following) in step.carry.items()}
+            index += 1
+            if step.until and truth(inner[step.until]):
+                ended = True
+                break
+        self._depth -= 1
+        scope.update(carried)
+        self._finish(ended)
+
+    def _generate(self, step: Generate, scope: Scope) -> Iterator[Emission]:
+        decoder = Decoder(self, step, scope)
+        if self.program.literal:
+            yield from decoder.prefill_all_but_last_piece()
+            yield from self.steps(expand(step, decoder.room), scope)
+            self.new_tokens += [int(token) for token in scope["$new"].flat]
+            return
+        self._depth += 1
+        yield from decoder.run()
+        self._depth -= 1
+        self.new_tokens += decoder.new_tokens
+        self._finish(decoder.stopped)
+
+    def _finish(self, ended: bool) -> None:
+        if self._depth == 0:
+            self.finish_reason = "stop" if ended else "length"
+
+
+def truth(value: Value) -> bool:
+    """The condition of `if`, `while` and `until`: a bool, or whether an optional input was given."""
+    if isinstance(value, np.ndarray | np.bool_) and value.dtype == np.bool_:
+        return bool(value.all())
+    return value is not None

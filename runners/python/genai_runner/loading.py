@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a path to a pipeline: open and check the bundle, choose variants, load the graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from genai_bundle.bundle import Bundle, open_bundle
+from genai_bundle.errors import BackendError, GenaiError, UsageError
+from genai_bundle.manifest import GraphEntry, State, Variant
+
+from .backends.base import Backend, LoadOptions, available_cores, find_backend
+from .interpreter import LoadedGraph, Program
+from .pipeline import Pipeline
+from .text import TextCodec
+
+PORTABLE, AUTO = "portable", "auto"
+HOST = "onnxruntime"  # the exact CPU engine of `place: host` graphs, unless the backend is exact itself
+EXACT = ("onnxruntime", "reference", "scripted")
+
+
+def load(
+    path: str | Path,
+    backend: str | Backend = "onnxruntime",
+    *,
+    device: str = "cpu",
+    variant: str = AUTO,
+    threads: int | None = None,
+    low_memory: bool = False,
+    verify: bool = False,
+    literal: bool = False,
+) -> Pipeline:
+    """Open a bundle (file or folder) and load its graphs.
+
+    backend: a name (`onnxruntime`, `reference`, `scripted`) or an object with the interface of backends/base.py.
+    variant: "auto" takes a graph's first variant made for this backend and device, "portable" none, else its name.
+    threads: None for all cores that this process may use. low_memory: see `LoadOptions`.
+    verify: check the digests of all members first, weights too (reads the whole file).
+    literal: execute `generate` as the loop that defines it; slow, for tests of runners.
+
+    Raises InvalidBundle before any engine sees a byte of a bundle that breaks a rule; UsageError for an unknown
+    backend or variant; BackendError where an engine cannot load a graph.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}, but it takes 1 or more")
+    bundle = open_bundle(path)
+    try:
+        if verify:
+            bundle.verify()
+        engine = find_backend(backend) if isinstance(backend, str) else backend
+        options = LoadOptions(device=device, threads=threads or available_cores(), low_memory=low_memory)
+        program = Program(bundle.manifest, _load_graphs(bundle, engine, variant, options), _codec(bundle), literal)
+    except BaseException:
+        bundle.close()
+        raise
+    return Pipeline(bundle, program, engine.name)
+
+
+def _load_graphs(bundle: Bundle, engine: Backend, variant: str, options: LoadOptions) -> dict[str, LoadedGraph]:
+    graphs = bundle.manifest.graphs
+    named = {one.name for entry in graphs.values() for one in entry.variants}
+    if variant not in (AUTO, PORTABLE) and variant not in named:
+        known = ", ".join([AUTO, PORTABLE, *sorted(named)])
+        raise UsageError(f"there is no variant {variant!r}", hint=f"This bundle has {known}")
+    loaded = {}
+    for name, entry in graphs.items():
+        place = find_backend(HOST) if entry.place == "host" and engine.name not in EXACT else engine
+        loaded[name] = _load_graph(
+            bundle, name, entry, choose(entry, variant, place.name, options.device), place, options
+        )
+    return loaded
+
+
+def choose(entry: GraphEntry, wanted: str, backend: str, device: str) -> Variant | None:
+    """The variant of a graph to run, None for the portable one. Raises UsageError for one of another backend."""
+    here = {"backend": backend, "device": device}
+    for variant in entry.variants:
+        fits = all(here.get(key) == value for key, value in variant.when.items())
+        if fits and wanted in (AUTO, variant.name):
+            return variant
+        if wanted == variant.name:
+            made = ", ".join(f"{key} {value}" for key, value in variant.when.items())
+            raise UsageError(f"variant {wanted!r} is made for {made}, not for {backend} on {device}")
+    return None
+
+
+def _load_graph(
+    bundle: Bundle, name: str, entry: GraphEntry, variant: Variant | None, engine: Backend, options: LoadOptions
+) -> LoadedGraph:
+    file = variant.file if variant else entry.file
+    model = bundle.graph(file)
+    locations = {
+        item.value for tensor in model.graph.initializer for item in tensor.external_data if item.key == "location"
+    }
+    weights: Mapping[str, memoryview] = {path: bundle.view(path) for path in sorted(locations)}
+    try:
+        graph = engine.load(name, bundle.read(file), weights, options)
+    except GenaiError:
+        raise
+    except Exception as error:  # an engine may raise anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackendError(f"{engine.name} cannot load the graph: {reason}", where=file) from error
+    states: dict[str, State] = {}
+    for state, spec in bundle.manifest.state.items():
+        if spec.graph == name:
+            changes = variant.state.get(state, {}) if variant else {}
+            states[state] = spec.override(changes)
+    return LoadedGraph(name=name, file=file, ports=bundle.ports(file), graph=graph, states=states)
+
+
+def _codec(bundle: Bundle) -> TextCodec | None:
+    text = bundle.manifest.text
+    if text is None:
+        return None
+    template = bundle.read(text.template).decode("utf-8") if text.template else None
+    return TextCodec(bundle.read(text.tokenizer), template, text.eos, text.special)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an application touches.
+
+import genai_runner
+
+pipe = genai_runner.load("stories.genai")
+print(pipe("Once upon a time", max_tokens=32).text)
+for piece in pipe.stream("Once upon a time"):
+    print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from genai_bundle.bundle import Bundle
+from genai_bundle.errors import UsageError
+from genai_bundle.manifest import Generate, Manifest
+
+from .backends.base import Graph
+from .decode import Decoder
+from .interpreter import Program, Request
+from .sampling import OPTIONS, Options
+from .state import Group
+from .values import Emission, Value, coerce
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Times of one request in seconds: to the first emission, and in all; tokens a second after the first token."""
+
+    ttft_s: float
+    total_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one request gave.
+
+    text: the text output, "" where the pipeline has none. tokens: new ids, the ending one included.
+    finish_reason: "stop" when the pipeline ended by itself, "length" when a bound ended it.
+    outputs: every declared output: ndarray, str or bytes; None for one that was never emitted.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    outputs: Mapping[str, Value]
+    usage: Usage
+    stats: Stats
+
+
+class Stream(Iterator[Value]):
+    """Pieces of one output as they come: str of a text, arrays otherwise. `result` is set once it is exhausted."""
+
+    def __init__(self, request: Request, emissions: Iterator[Emission], output: str) -> None:
+        self._request, self._output = request, output
+        self._emissions = emissions
+        self._start = time.perf_counter()
+        self._first: float | None = None
+        self._result: Result | None = None
+
+    def __next__(self) -> Value:
+        for emission in self._emissions:
+            if self._first is None:
+                self._first = time.perf_counter()
+            self._request.collect(emission)
+            if emission.output == self._output:
+                return emission.value
+        if self._result is None:
+            self._result = self._finish()
+        raise StopIteration
+
+    @property
+    def result(self) -> Result:
+        """The whole result; reads the stream to its end first."""
+        for _ in self:
+            pass
+        assert self._result is not None
+        return self._result
+
+    def _finish(self) -> Result:
+        end = time.perf_counter()
+        first = self._first or end
+        request, tokens = self._request, self._request.new_tokens
+        rate = (len(tokens) - 1) / (end - first) if len(tokens) > 1 and end > first else 0.0
+        outputs = request.outputs()
+        texts = [value for value in outputs.values() if isinstance(value, str)]
+        return Result(
+            text=texts[0] if texts else "",
+            tokens=list(tokens),
+            finish_reason=request.finish_reason,
+            outputs=outputs,
+            usage=Usage(request.prompt_tokens, len(tokens)),
+            stats=Stats(first - self._start, end - self._start, rate),
+        )
+
+
+@dataclass(frozen=True)
+class Session:
+    """Calls that share the states declared with `scope: session`."""
+
+    _pipeline: Pipeline
+    _states: dict[str, Group] = field(default_factory=dict)
+
+    def __call__(self, prompt: Value = None, /, **inputs_and_options: Value) -> Result:
+        return self.stream(prompt, **inputs_and_options).result
+
+    def stream(self, prompt: Value = None, /, *, output: str | None = None, **inputs_and_options: Value) -> Stream:
+        return self._pipeline._start(prompt, output, inputs_and_options, self._states)
+
+
+class Pipeline:
+    """A loaded bundle. Calls are independent of each other and may come from several threads."""
+
+    def __init__(self, bundle: Bundle, program: Program, backend: str) -> None:
+        self.bundle, self.backend_name = bundle, backend
+        self._program = program
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._program.manifest
+
+    @property
+    def variants(self) -> dict[str, str]:
+        """Which file each graph runs from."""
+        return {name: loaded.file for name, loaded in self._program.graphs.items()}
+
+    def __call__(self, prompt: Value = None, /, **inputs_and_options: Value) -> Result:
+        """Run the pipeline on one request and return the whole result.
+
+        `prompt` goes to the input called `prompt`, else to the only text input, else to the only required one. Inputs
+        and generation options (max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop) go by
+        name. Raises UsageError for arguments that do not fit, BackendError where an engine fails.
+        """
+        return self.stream(prompt, **inputs_and_options).result
+
+    def stream(self, prompt: Value = None, /, *, output: str | None = None, **inputs_and_options: Value) -> Stream:
+        """Run the pipeline and iterate over the pieces of `output`: the text one, else the first that grows."""
+        return self._start(prompt, output, inputs_and_options, None)
+
+    def session(self) -> Session:
+        """A series of calls that keep the states declared with `scope: session`."""
+        return Session(self)
+
+    def generator(self, prompt: Value = None, /, **inputs_and_options: Value) -> Decoder:
+        """The mid-level interface: everything before the pipeline's `generate` is run, the rest is the caller's."""
+        request, scope = self._request(prompt, inputs_and_options, None)
+        for step in self.manifest.steps:
+            if isinstance(step, Generate):
+                return Decoder(request, step, scope)
+            for emission in request.steps((step,), scope):
+                request.collect(emission)
+        raise UsageError("this pipeline has no `generate` among its outermost steps")
+
+    def graph(self, name: str) -> Graph:
+        """One of the bundle's graphs, loaded, for those who want to run it alone."""
+        if name not in self._program.graphs:
+            raise UsageError(f"there is no graph {name!r}", hint=f"Known: {', '.join(self._program.graphs)}")
+        return self._program.graphs[name].graph.fork()
+
+    def close(self) -> None:
+        """Release the bundle's file. Graphs that are still in use keep their weights."""
+        self.bundle.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _start(
+        self, prompt: Value, output: str | None, given: Mapping[str, Value], states: dict[str, Group] | None
+    ) -> Stream:
+        request, scope = self._request(prompt, given, states)
+        return Stream(request, request.steps(self.manifest.steps, scope), self._streamed(output))
+
+    def _request(
+        self, prompt: Value, given: Mapping[str, Value], states: dict[str, Group] | None
+    ) -> tuple[Request, Any]:
+        inputs = dict(given)
+        if prompt is not None:
+            name = self._prompt_input()
+            if name in inputs:
+                raise UsageError(f"input {name!r} is given twice")
+            inputs[name] = prompt
+        declared = self.manifest.inputs
+        options = {name: inputs.pop(name) for name in OPTIONS if name in inputs and name not in declared}
+        unknown = sorted(set(inputs) - set(declared))
+        if unknown:
+            known = ", ".join([*declared, *OPTIONS])
+            raise UsageError(f"unknown input or option {unknown[0]!r}", hint=f"Known are {known}")
+        request = Request(self._program, Options.merge(self.manifest.generation, options), states)
+        if states is not None:
+            states.update({name: g for name, g in request.states.items() if g.spec.scope == "session"})
+        return request, request.scope(self._inputs(inputs))
+
+    def _inputs(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        values: dict[str, Value] = {}
+        for name, declared in self.manifest.inputs.items():
+            value = given.get(name)
+            if value is None and declared.has_default:
+                value = declared.default
+            if value is None and not declared.optional:
+                raise UsageError(f"input {name!r} ({declared.type}) is needed and was not given")
+            values[name] = None if value is None else coerce(name, declared, value)
+        return values
+
+    def _prompt_input(self) -> str:
+        inputs = self.manifest.inputs
+        if "prompt" in inputs:
+            return "prompt"
+        for some in (
+            [name for name, one in inputs.items() if one.type == "text"],
+            [name for name, one in inputs.items() if one.required],
+        ):
+            if len(some) == 1:
+                return some[0]
+        raise UsageError("no input is the prompt of this pipeline", hint=f"Give them by name: {', '.join(inputs)}")
+
+    def _streamed(self, output: str | None) -> str:
+        outputs = self.manifest.outputs
+        if output is not None:
+            if output not in outputs:
+                raise UsageError(f"there is no output {output!r}", hint=f"Known are {', '.join(outputs)}")
+            return output
+        texts = [name for name, one in outputs.items() if one.type == "text"]
+        growing = [name for name, one in outputs.items() if one.stream_axis is not None]
+        return next(iter([*texts, *growing, *outputs]), "")

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test may use, and the one place that decides what may be skipped.
+
+A test marked `shared`, `torch` or `openvino` needs something a plain checkout lacks. Without it the test is skipped, unless the
+environment variable GENAI_REQUIRE names it (``GENAI_REQUIRE=shared,torch``), or, for `shared`, CI is set: then it fails. So a
+continuous-integration run cannot pass by having skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# `deadline` would make a slow machine fail; `nox -s fuzz` selects the second profile.
+settings.register_profile("quick", deadline=None, max_examples=60)
+settings.register_profile("fuzz", deadline=None, max_examples=20_000)
+settings.load_profile("quick")
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+"""Checkpoints, models, recordings and their golden results, beside the checkout."""
+
+EXAMPLES = ROOT / "examples"
+SAMPLE = EXAMPLES / "tiny-stories.genai"
+
+
+def _missing(need: str) -> str | None:
+    """Why `need` cannot be met here, or None."""
+    if need == "shared":
+        return None if SHARED.is_dir() else f"no folder {SHARED}"
+    modules = {"torch": ("torch", "transformers"), "openvino": ("openvino",)}[need]
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    return f"not installed: {', '.join(absent)}" if absent else None
+
+
+def required() -> set[str]:
+    """The needs whose absence is a failure in this run."""
+    names = {name.strip() for name in os.environ.get("GENAI_REQUIRE", "").split(",") if name.strip()}
+    return names | {"shared"} if os.environ.get("CI") else names
+
+
+def need(name: str) -> None:
+    """Skip the running test where `name` is absent, or fail it where this run requires it."""
+    reason = _missing(name)
+    if reason is None:
+        return
+    if name in required():
+        pytest.fail(f"this run requires '{name}': {reason}", pytrace=False)
+    pytest.skip(f"needs '{name}': {reason}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name in ("shared", "torch", "openvino"):
+        if item.get_closest_marker(name) is not None:
+            need(name)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ../shared/data."""
+    need("shared")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The bundle that the project ships."""
+    return SAMPLE

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom. Walks every import of both packages, at the top of a module or inside a function, and fails on a crossing."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"genai_bundle": ROOT / "bundle", "genai_runner": ROOT / "runners" / "python"}
+
+READING = [
+    # Low to high: a module may import those above it in this list, and those of its own line.
+    {"errors"},
+    {"canonical", "records", "names", "layout", "ports"},
+    {"digest", "archive", "staging", "manifest"},
+    {"container", "sanitize"},
+    {"writer", "bundle"},
+    {"check"},
+]
+"""genai_bundle's own modules in the order of their dependence; `bundle` may call `check` (late), which proves what it opened."""
+
+TORCH = {"torch", "transformers", "onnxscript"}
+ENGINES = {"onnxruntime", "onnxruntime_extensions", "openvino"}
+BOTH_SIDES = ("genai_bundle.cli", "genai_bundle.builder.prove")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, folder in PACKAGES.items():
+        for path in sorted((folder / package).rglob("*.py")):
+            name = ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+            yield name, path
+
+
+def imports(name: str, path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that `path` imports, by its absolute name, with the line; `from a import b` counts as `a` and `a.b`."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
+            yield base, node.lineno
+            for alias in node.names:
+                yield f"{base}.{alias.name}", node.lineno
+
+
+MODULES = dict(modules())
+IMPORTS = [(name, target, line) for name, path in MODULES.items() for target, line in imports(name, path)]
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def crossings(allowed: object) -> list[str]:
+    assert callable(allowed)
+    return [f"{name}:{line} imports {target}" for name, target, line in IMPORTS if not allowed(name, target)]
+
+
+def test_the_walk_sees_both_packages() -> None:
+    assert len([name for name in MODULES if within(name, "genai_bundle")]) > 15
+    assert len([name for name in MODULES if within(name, "genai_runner")]) > 10
+    assert ("genai_bundle.cli.run", "genai_runner") in {(name, target) for name, target, _ in IMPORTS}
+
+
+def test_only_the_command_and_the_proof_know_the_runner() -> None:
+    assert not crossings(
+        lambda name, target: (
+            not within(name, "genai_bundle") or not within(target, "genai_runner") or within(name, *BOTH_SIDES)
+        )
+    )
+
+
+def test_the_runner_knows_only_the_reading_side() -> None:
+    writing = ("genai_bundle.builder", "genai_bundle.importers", "genai_bundle.cli", "genai_bundle.writer", "genai_bundle.staging")
+    assert not crossings(lambda name, target: not within(name, "genai_runner") or not within(target, *writing))
+
+
+def test_nothing_below_imports_the_command_or_the_builder() -> None:
+    above = ("genai_bundle.cli", "genai_bundle.builder", "genai_bundle.importers", "genai_bundle.__main__")
+    allowed = {"genai_bundle.builder": ("genai_bundle.builder", "genai_bundle.importers")}
+
+    def fine(name: str, target: str) -> bool:
+        if not within(target, *above) or within(name, "genai_bundle.cli", "genai_bundle.__main__"):
+            return True
+        return within(name, "genai_bundle.builder", "genai_bundle.importers") and within(
+            target, *allowed["genai_bundle.builder"]
+        )
+
+    assert not crossings(fine)
+
+
+def test_torch_stays_in_the_builder() -> None:
+    assert not crossings(
+        lambda name, target: target.split(".")[0] not in TORCH or within(name, "genai_bundle.builder", "genai_bundle.importers")
+    )
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_each_engine_stays_in_its_backend(engine: str) -> None:
+    home = "genai_runner.backends." + engine.removesuffix("_extensions")
+    assert not crossings(lambda name, target: target.split(".")[0] != engine or within(name, home))
+
+
+def test_the_reference_evaluator_stays_in_its_backend() -> None:
+    assert not crossings(
+        lambda name, target: not within(target, "onnx.reference") or within(name, "genai_runner.backends.reference")
+    )
+
+
+def test_the_reading_side_has_a_direction() -> None:
+    rank = {module: level for level, line in enumerate(READING) for module in line}
+
+    def fine(name: str, target: str) -> bool:
+        parts, goal = name.split("."), target.split(".")
+        if parts[0] != "genai_bundle" or goal[0] != "genai_bundle" or len(parts) < 2 or len(goal) < 2:
+            return True
+        if parts[1] not in rank or goal[1] not in rank or (parts[1], goal[1]) == ("bundle", "check"):
+            return True
+        return rank[goal[1]] <= rank[parts[1]]
+
+    assert not crossings(fine)
+
+
+def test_every_module_of_the_reading_side_has_its_place() -> None:
+    named = {module for line in READING for module in line} | {"cli", "builder", "importers", "__main__"}
+    present = {name.split(".")[1] for name in MODULES if within(name, "genai_bundle") and "." in name}
+    assert present <= named, f"say in READING where these stand: {sorted(present - named)}"
