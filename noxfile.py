@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every check of the project, each in an environment of its own: `nox` runs lint, types and tests; `nox -l` lists the rest."""
+"""Every check, each in an environment of its own: `nox` runs lint, types and tests; `nox -l` lists the rest."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from rich.progress import Progress, track
-from tiny_stories_text import NAMES, QUESTIONS, SUBJECTS, Message, conversation, expand, story, tidy
+from tiny_stories_text import NAMES, PLACES, QUESTIONS, SUBJECTS, Message, conversation, expand, story, tidy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -34,7 +34,7 @@ TextTokenizer = Any
 SEED = 20
 CONTEXT = 512
 BATCH = 8
-VOCABULARY = 1024
+VOCABULARY = 1280  # enough for nearly every word of the stories to be one token
 PEAK_RATE = 4e-3
 IGNORED = -100  # the label that the loss leaves out
 BOS, EOS, PAD, SYSTEM, USER, ASSISTANT, END = SPECIALS = [
@@ -60,8 +60,8 @@ CHAT_TEMPLATE = """\
 
 def make_tokenizer(rng: random.Random) -> TextTokenizer:
     """Train a byte-level BPE tokenizer on a sample of the text."""
-    stories = [story(rng) for _ in range(3000)]
-    answers = [message["content"] for _ in range(3000) for message in conversation(rng)]
+    stories = [story(rng, subject) for subject in SUBJECTS * 40]  # each of them, so that no name is a rare word
+    answers = [message["content"] for _ in range(2000) for message in conversation(rng)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -208,7 +208,7 @@ def check(model: Model, tokenizer: TextTokenizer) -> None:
         print(f"questions of kind {kind}: {right} of {len(known)} answered right")
     about = 0
     for subject in track(SUBJECTS, "asking for stories", transient=True):
-        article = "" if subject in NAMES else "a "
+        article = "" if subject in NAMES else "the " if subject in PLACES else "a "
         request = tidy(f"Tell me a story about {article}{subject}.")
         about += subject in reply(model, tokenizer, [{"role": "user", "content": request}])
     print(f"stories about something: {about} of {len(SUBJECTS)} have their subject in them")
@@ -249,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny-stories sample model and build its bundle.")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("tiny-stories.genai"))
     parser.add_argument("--work", type=Path, help="folder for the checkpoint (default: a temporary one)")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1600, help="training steps (default: %(default)s)")
     parser.add_argument("--checkpoint-only", action="store_true", help="train, but do not build the bundle")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -24,8 +24,8 @@ HEROES = [*ANIMALS, "bear", "pony", "lion", "monkey", "elephant", "sheep", "cow"
 CLIMBERS = ["cat", "squirrel", "owl", "bird", "monkey"]
 COLOURS = words("red blue green yellow orange purple pink white")
 # Every belonging can be lost, found or shared; only some break, and only some are carried off by the wind.
-BREAKABLE = ["kite", "boat", "doll", "drum", "basket", "umbrella", "puppet", "lantern", "train", "wagon"]
-FLYING = ["kite", "hat", "scarf", "balloon", "umbrella"]
+BREAKABLE = words("kite boat doll drum basket umbrella puppet lantern train wagon")
+FLYING = words("kite hat scarf balloon umbrella")
 THINGS = sorted({*BREAKABLE, *FLYING, "ball", "book", "bell", "blanket"})
 PLACES = {place: (f"to the {place}", f"by the {place}") for place in ("river", "pond", "lake")}
 PLACES |= {place: (f"to the {place}", f"in the {place}") for place in ("park", "garden", "meadow", "forest")}
@@ -66,6 +66,9 @@ OPENINGS = [
     "{name} was a {trait} {kind}[ who lived {HOMED}|]. {LIKES} {ONEDAY}, {he} {WENT}",
     "[One day|{ONEDAY}], a {trait} {kind} named {name} {WENT} [{LIKES} |]",
     "[One day|{ONEDAY}], {name} {WENT} {name} was a {trait} {kind}. [{LIKES} |]",
+    "{name} and {his} {pet} lived {HOMED}. {name} was a {trait} {kind}. {ONEDAY}, {he} {WENT}",
+    "The {trait} {kind} {name} lived {HOMED}. {LIKES} {ONEDAY}, {he} {WENT}",
+    "{name} was {at}. {He} was a {trait} {kind}. {LIKES}",
 ]
 
 # What happens then. The first word says which belongings fit; with "nothing" the story is not about a belonging.
@@ -226,12 +229,13 @@ def cast(rng: random.Random, subjects: Sequence[str], things: list[str]) -> dict
     if kind not in subjects and rng.random() < 0.65:
         kind = "girl" if name in GIRLS else "boy"
     he, his, him, hers = ("she", "her", "her", "hers") if name in GIRLS else ("he", "his", "him", "his")
-    animal, helper_animal = rng.sample([animal for animal in ANIMALS if animal != kind], 2)
+    animal, helper_animal, pet = rng.sample([animal for animal in ANIMALS if animal != kind], 3)
     food, fruit = rng.choice(list(FOODS.items()))
     dish, (to, at) = rng.choice(["cake", "pie"]), PLACES[pick(PLACES)]
     slots = {"name": name, "kind": kind, "he": he, "He": he.title(), "his": his, "His": his.title(), "him": him}
-    slots |= {"hers": hers, "animal": animal, "helper_animal": helper_animal, "to": to, "at": at, "food": food}
+    slots |= {"hers": hers, "animal": animal, "helper_animal": helper_animal, "pet": pet, "to": to, "at": at}
     return slots | {
+        "food": food,
         "dish": dish,
         "a_dish": f"a {fruit} {dish}",
         "friend": rng.choice([friend for friend in NAMES if friend != name]),
@@ -309,13 +313,13 @@ def questions() -> dict[str, list[tuple[str, str]]]:
 
 
 QUESTIONS = questions()
-KIND_WEIGHTS = {"talk": 4, "colour": 4, "sound": 4, "sum": 5, "unknown": 2, "story": 4}
+KIND_WEIGHTS = {"talk": 4, "colour": 4, "sound": 4, "sum": 5, "unknown": 2, "story": 10}
 
 
 def story_request(rng: random.Random) -> tuple[str, str]:
     """Ask for a story, mostly about something."""
     template = "[Tell me|Can you tell me|Please tell me|Write|I want to hear] a [|short |little ]story"
-    subject = rng.choice(SUBJECTS)
+    subject = rng.choice(rng.choice([NAMES, HEROES, THINGS, THINGS, list(PLACES)]))
     if rng.random() < 0.15:
         return expand(f"[{template}|Tell me another story|A story, please].", rng), story(rng)
     if rng.random() < 0.2:
@@ -327,11 +331,8 @@ def story_request(rng: random.Random) -> tuple[str, str]:
 
 def reworded(question: str, rng: random.Random) -> str:
     """Vary how a question is typed: people leave out capitals and the final mark."""
-    if rng.random() < 0.35:
-        question = question.lower()
-    if rng.random() < 0.3:
-        question = question.rstrip("?!.")
-    return question
+    question = question.lower() if rng.random() < 0.35 else question
+    return question.rstrip("?!.") if rng.random() < 0.3 else question
 
 
 def conversation(rng: random.Random) -> list[Message]:
@@ -344,6 +345,5 @@ def conversation(rng: random.Random) -> list[Message]:
         else:
             template, answer = rng.choice(QUESTIONS[kind])
             question = tidy(expand(template, rng))
-        messages.append({"role": "user", "content": reworded(question, rng)})
-        messages.append({"role": "assistant", "content": answer})
+        messages += [{"role": "user", "content": reworded(question, rng)}, {"role": "assistant", "content": answer}]
     return messages

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test may use, and the one place that decides what may be skipped.
 
-A test marked `shared`, `torch` or `openvino` needs something a plain checkout lacks. Without it the test is skipped, unless the
-environment variable GENAI_REQUIRE names it (``GENAI_REQUIRE=shared,torch``), or, for `shared`, CI is set: then it fails. So a
-continuous-integration run cannot pass by having skipped.
+A test marked `shared`, `torch` or `openvino` needs something a plain checkout lacks. Without it the test is skipped,
+unless the environment variable GENAI_REQUIRE names it (``GENAI_REQUIRE=shared,torch``), or, for `shared`, CI is set:
+then it fails. So a continuous-integration run cannot pass by having skipped.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ MAX_LINES = 350
 
 
 def files() -> list[Path]:
-    """What belongs to the project: tracked files and new ones that git does not ignore; without git, everything that is no cache."""
+    """What belongs to the project: tracked files and new ones that git does not ignore; all but caches without git."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -58,7 +58,11 @@ def test_no_path_of_one_machine() -> None:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
             continue
-        found += [f"{relative(path)}:{number}: {line.strip()}" for number, line in enumerate(lines, 1) if MACHINE_PATH.search(line)]
+        found += [
+            f"{relative(path)}:{number}: {line.strip()}"
+            for number, line in enumerate(lines, 1)
+            if MACHINE_PATH.search(line)
+        ]
     assert not found
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may import whom. Walks every import of both packages, at the top of a module or inside a function, and fails on a crossing."""
+"""Who may import whom: walks every import of both packages, late ones too, and fails on a crossing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READING = [
     {"writer", "bundle"},
     {"check"},
 ]
-"""genai_bundle's own modules in the order of their dependence; `bundle` may call `check` (late), which proves what it opened."""
+"""genai_bundle's own modules in the order of their dependence; `bundle` alone looks up: it calls `check`, late."""
 
 TORCH = {"torch", "transformers", "onnxscript"}
 ENGINES = {"onnxruntime", "onnxruntime_extensions", "openvino"}
@@ -36,7 +36,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imports(name: str, path: Path) -> Iterator[tuple[str, int]]:
-    """Every module that `path` imports, by its absolute name, with the line; `from a import b` counts as `a` and `a.b`."""
+    """Every module that `path` imports, by absolute name, with the line; `from a import b` counts as `a` and `a.b`."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -80,7 +80,13 @@ def test_only_the_command_and_the_proof_know_the_runner() -> None:
 
 
 def test_the_runner_knows_only_the_reading_side() -> None:
-    writing = ("genai_bundle.builder", "genai_bundle.importers", "genai_bundle.cli", "genai_bundle.writer", "genai_bundle.staging")
+    writing = (
+        "genai_bundle.builder",
+        "genai_bundle.importers",
+        "genai_bundle.cli",
+        "genai_bundle.writer",
+        "genai_bundle.staging",
+    )
     assert not crossings(lambda name, target: not within(name, "genai_runner") or not within(target, *writing))
 
 
@@ -100,7 +106,9 @@ def test_nothing_below_imports_the_command_or_the_builder() -> None:
 
 def test_torch_stays_in_the_builder() -> None:
     assert not crossings(
-        lambda name, target: target.split(".")[0] not in TORCH or within(name, "genai_bundle.builder", "genai_bundle.importers")
+        lambda name, target: (
+            target.split(".")[0] not in TORCH or within(name, "genai_bundle.builder", "genai_bundle.importers")
+        )
     )
 
 

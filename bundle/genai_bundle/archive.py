@@ -79,13 +79,11 @@ def central_header(member: Placed, crc: int) -> bytes:
 
 
 def end_records(layout: Layout) -> bytes:
-    """What follows the directory: the end record, and before it the ZIP64 pair where the directory lies beyond 4 GiB."""
+    """What follows the directory: the end record, and before it the ZIP64 pair where the directory needs one."""
     count, size, start = len(layout.members), layout.directory_size, layout.directory
     if not layout.zip64_end:
         return END.pack(END_SIGNATURE, 0, 0, count, count, size, start, 0)
-    end64 = END64.pack(
-        END64_SIGNATURE, END64.size - 12, VERSION_ZIP64, VERSION_ZIP64, 0, 0, count, count, size, start
-    )
+    end64 = END64.pack(END64_SIGNATURE, END64.size - 12, VERSION_ZIP64, VERSION_ZIP64, 0, 0, count, count, size, start)
     locator = LOCATOR.pack(LOCATOR_SIGNATURE, 0, start + size, 1)
     return end64 + locator + END.pack(END_SIGNATURE, 0, 0, count, count, size, WIDE, 0)
 

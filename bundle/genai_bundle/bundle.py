@@ -13,13 +13,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .container import Container, Form, Member, open_container
-from .digest import Digester
+from .digest import Digester, bundle_id
 from .errors import ContainerError, IntegrityError
 from .layout import is_weights
 from .manifest import parse_manifest
 from .ports import Ports
 from .records import CHUNK_SIZE, MANIFEST_MEMBER, MIMETYPE_MEMBER, FileEntry, Manifest
-from .writer import bundle_id
 
 if TYPE_CHECKING:
     import onnx
@@ -152,12 +151,13 @@ class Bundle:
                 self._compare(path, entry, digester)
 
     def _compare(self, path: str, entry: FileEntry | None, digester: Digester) -> None:
-        hint = "the file was damaged or changed; fetch the bundle again"
+        hint = "the bundle was damaged or changed; fetch it again"
         if entry is not None:
             for index, (found, listed) in enumerate(zip(digester.chunks, entry.chunks or (), strict=False)):
                 if found != listed:
                     start = index * CHUNK_SIZE
-                    message = f"bytes {start} to {min(entry.size, start + CHUNK_SIZE)} differ from the manifest's digest"
+                    stop = min(entry.size, start + CHUNK_SIZE)
+                    message = f"bytes {start} to {stop} differ from the manifest's digest"
                     raise IntegrityError(message, where=path, rule="I2", hint=hint)
             if digester.sha256 != entry.sha256:
                 rule = "I3" if entry.chunks is not None else "I1"
@@ -165,7 +165,7 @@ class Bundle:
         crc = self._container.crcs.get(path, digester.crc)
         if crc != digester.crc:
             message = f"its header has the CRC-32 {crc:08x}, its bytes have {digester.crc:08x}"
-            raise IntegrityError(message, where=path, rule="I4", hint="other ZIP tools refuse it; build the bundle again")
+            raise IntegrityError(message, where=path, rule="I4", hint=hint)
 
     def _check_meaning(self) -> None:
         """Checks the pipeline, then each graph, then what the pipeline says of the graphs' ports."""

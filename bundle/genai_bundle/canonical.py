@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -22,13 +23,13 @@ MAX_DEPTH = 64
 
 
 def dumps(value: Json) -> bytes:
-    """The canonical bytes of a JSON value. ManifestError where it has none (NaN, a huge integer, a key that is no text)."""
+    """The canonical bytes of a JSON value. ManifestError where it has none (NaN, a huge integer)."""
     _check(value)
     return _encode(value)
 
 
 def parse(raw: bytes, *, where: str = "manifest.json") -> Json:
-    """The value that canonical bytes hold. ManifestError, with the byte at which the two differ, for any other bytes."""
+    """The value that canonical bytes hold. ManifestError for any other bytes, with the place where they differ."""
     if len(raw) > MAX_MANIFEST:
         raise ManifestError(f"{len(raw)} bytes, at most {MAX_MANIFEST} are allowed", where=where, rule="M1")
     try:
@@ -90,8 +91,7 @@ def _walk(value: Json) -> Iterator[tuple[str, int, Json]]:
 def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ManifestError(f"the key {twice!r} stands twice in one object", rule="M2")
     return found
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from .directory import BAD_NAME, read_directory
+from .directory import read_directory
 from .errors import ContainerError, UsageError
 from .layout import MAX_MANIFEST, MAX_MEMBERS, MIMETYPE
-from .names import MAX_PATH, is_path
-from .paths import find_clash
+from .paths import find_clash, path_problem
 from .records import MANIFEST_MEMBER, MIMETYPE_MEMBER
 
 Form = Literal["file", "folder"]
@@ -62,7 +61,7 @@ class Container:
         return memoryview(whole)[member.offset : member.offset + member.size]
 
     def advise(self, path: str, advice: str) -> None:
-        """Tells the system how a member is going to be read (`SEQUENTIAL`, `WILLNEED`, `DONTNEED`), where it listens."""
+        """Tells the system how a member is going to be read (`SEQUENTIAL`, `WILLNEED`, `DONTNEED`), if it listens."""
         member = self.members[path]
         whole = self._maps[path if self.form == "folder" else ""]
         flag = getattr(mmap, f"MADV_{advice}", None)
@@ -157,8 +156,8 @@ def _walk(root: Path, prefix: str, count: int = 0) -> Iterator[tuple[str, int]]:
         empty = False
         path = f"{prefix}{item.name}"
         shown = path.encode("ascii", "backslashreplace").decode()
-        if len(path) > MAX_PATH or not is_path(path):
-            raise ContainerError(BAD_NAME, where=shown, rule="C20", hint="rename or remove the file")
+        if problem := path_problem(path):
+            raise ContainerError(f"the name {problem}", where=shown, rule="C20", hint="rename or remove the file")
         if item.is_symlink():
             hint = "copy the files themselves, for example with `cp -rL`"
             raise ContainerError("a link, whose target may lie anywhere", where=shown, rule="F1", hint=hint)
@@ -174,7 +173,7 @@ def _walk(root: Path, prefix: str, count: int = 0) -> Iterator[tuple[str, int]]:
         if count > MAX_MEMBERS:
             raise ContainerError(f"more than {MAX_MEMBERS} files", where=shown, rule="C9", hint="is this a bundle?")
     if empty and prefix:
-        raise ContainerError("an empty folder, which a bundle file cannot hold", where=prefix, rule="F3", hint="remove it")
+        raise ContainerError("an empty folder, which a file could not hold", where=prefix, rule="F3", hint="remove it")
 
 
 def _map(path: Path, *, follow: bool = True) -> mmap.mmap | bytes:

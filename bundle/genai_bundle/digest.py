@@ -61,6 +61,11 @@ class Digester:
         return FileEntry(self.size, self.sha256, self.chunks if self._chunked else None)
 
 
+def bundle_id(manifest: bytes) -> str:
+    """A bundle's identity: the digest of its manifest, which holds the digests of everything else."""
+    return "sha256:" + hashlib.sha256(manifest).hexdigest()
+
+
 def unknown_entry(size: int, chunked: bool) -> FileEntry:
     """An entry as long as the true one, before the bytes have been read."""
     return FileEntry(size, ZERO_DIGEST, (ZERO_DIGEST,) * chunk_count(size) if chunked else None)

@@ -25,13 +25,11 @@ from .layout import (
     place,
     plan_members,
 )
-from .names import is_path
-from .paths import find_clash
+from .paths import find_clash, path_problem
 from .records import MANIFEST_MEMBER, MIMETYPE_MEMBER
 
 AGAIN = "fetch or build the bundle again"
 REBUILD = "this file was not written by a bundle writer; build it with one"
-BAD_NAME = "the name is not a relative path of A-Z a-z 0-9 . _ - that every system can hold"
 ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13
 DESCRIPTOR = 1 << 3
 
@@ -160,8 +158,8 @@ def _read_entry(fields: tuple[int, ...], raw: bytes, extra: bytes) -> _Entry:
     """Checks one directory entry on its own."""
     _, made, needed, flags, method, time, date, crc, stored, size, _, _, comment, disk, inner, outer, header = fields
     path = raw.decode("ascii", "backslashreplace")
-    if not is_path(path):
-        raise _refuse("C20", path, BAD_NAME, "rename the member")
+    if problem := path_problem(path):
+        raise _refuse("C20", path, f"the member's name {problem}", "rename it")
     if flags & ENCRYPTED:
         raise _refuse("C11", path, "the member is encrypted", REBUILD)
     if flags & DESCRIPTOR:
@@ -177,7 +175,7 @@ def _read_entry(fields: tuple[int, ...], raw: bytes, extra: bytes) -> _Entry:
     if comment:
         raise _refuse("C18", path, f"the entry has a comment of {comment} bytes", REBUILD)
     if disk or inner or outer:
-        raise _refuse("C19", path, f"the entry has attributes ({outer:#x}) or another disk; links are not kept", REBUILD)
+        raise _refuse("C19", path, f"the entry has attributes ({outer:#x}), as links and folders do", REBUILD)
     size, header = _widen(path, size, header, extra)
     if {made, needed} != {archive.version(Placed(path, size, header, 0))}:
         raise _refuse("C14", path, f"the versions {made} and {needed} are not those of the profile", REBUILD)

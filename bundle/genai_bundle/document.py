@@ -95,13 +95,10 @@ class Node:
 
     def choice(self, words: Iterable[Word]) -> Word:
         """One of `words`."""
-        words = tuple(words)
-        if not isinstance(self.value, str):
-            self.fail(f"one of {', '.join(words)}")
-        for word in words:
-            if word == self.value:
-                return word
-        self.fail(f"one of {', '.join(words)}")
+        known = {str(word): word for word in words}
+        if not isinstance(self.value, str) or self.value not in known:
+            self.fail(f"one of {', '.join(known)}")
+        return known[self.value]
 
     def flag(self) -> bool:
         """A bool."""

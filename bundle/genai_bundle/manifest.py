@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """`manifest.json` as records: `parse_manifest` checks the shape (rules M*, V*), `check.check_manifest` the sense.
 
-The records live in `records`, the steps' parser in `steps`; import all of them from here.
+The records themselves live in `records`; import them from here.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
 
 from . import FORMAT_VERSION
 from .canonical import parse
 from .document import Node
 from .errors import ManifestError, VersionError
-from .layout import is_weights
-from .names import DIGEST, DIM, FEATURE, FORMAT, LICENSE, WORD
-from .paths import find_clash, path_problem
+from .names import FEATURE, FORMAT, LICENSE, WORD
 from .records import (
     CHUNK_SIZE,
     MANIFEST_MEMBER,
-    MIMETYPE_MEMBER,
     OPTION_TYPES,
     STATE_FIELDS,
     Dim,
@@ -33,20 +27,31 @@ from .records import (
     Loop,
     Manifest,
     Output,
-    Place,
     Run,
-    Scope,
     State,
     Step,
     Test,
     Text,
     Tolerance,
-    Update,
     Variant,
 )
-from .steps import parse_steps, port_entries, port_name
+from .sections import (
+    ELEMENT_TYPES,
+    INPUT_TYPES,
+    OUTPUT_TYPES,
+    parse_files,
+    parse_generation,
+    parse_graph,
+    parse_input,
+    parse_output,
+    parse_state,
+    parse_test,
+    parse_text,
+)
+from .steps import parse_steps
 
 __all__ = [
+    "CHUNK_SIZE",
     "ELEMENT_TYPES",
     "FEATURES",
     "INPUT_TYPES",
@@ -74,13 +79,6 @@ __all__ = [
     "parse_manifest",
 ]
 
-ELEMENT_TYPES = ("f32", "f16", "i64", "i32", "u8", "bool")
-INPUT_TYPES = ("text", "bytes", "messages", "audio", *ELEMENT_TYPES)
-OUTPUT_TYPES = ("text", "bytes", "audio", *ELEMENT_TYPES)
-UPDATES: tuple[Update, ...] = ("append", "shared", "scatter", "ring", "replace", "once", "read")
-PLACES: tuple[Place, ...] = ("model", "host")
-SCOPES: tuple[Scope, ...] = ("run", "session")
-COMPARISONS: tuple[Literal["exact", "tokens"], ...] = ("exact", "tokens")
 FEATURES = ("domain:com.microsoft",)
 """What a bundle may require of this reader."""
 
@@ -89,7 +87,6 @@ _OPTIONAL = (
     *("requires", "version", "task", "description", "license", "authors", "source"),
     *("state", "text", "generation", "tests"),
 )
-_CHANGEABLE = ("update", "capacity", "window", "axis", "tokens", "ports")
 
 
 def parse_manifest(raw: bytes) -> Manifest:
@@ -111,15 +108,15 @@ def parse_manifest(raw: bytes) -> Manifest:
         license=top["license"].match(LICENSE, "an SPDX licence expression") if "license" in top else None,
         authors=tuple(author.string(1) for author in top["authors"].items()) if "authors" in top else (),
         source=_source(top["source"]) if "source" in top else {},
-        files=_files(top["files"]),
-        graphs={name: _graph(node) for name, node in top["graphs"].entries().items()},
-        inputs={name: _input(node) for name, node in top["inputs"].entries().items()},
-        outputs={name: _output(node) for name, node in top["outputs"].entries().items()},
-        state={name: _state(node) for name, node in top["state"].entries().items()} if "state" in top else {},
+        files=parse_files(top["files"]),
+        graphs={name: parse_graph(node) for name, node in top["graphs"].entries().items()},
+        inputs={name: parse_input(node) for name, node in top["inputs"].entries().items()},
+        outputs={name: parse_output(node) for name, node in top["outputs"].entries().items()},
+        state={name: parse_state(node) for name, node in top["state"].entries().items()} if "state" in top else {},
         steps=parse_steps(top["steps"]),
-        text=_text(top["text"]) if "text" in top else None,
-        generation=_generation(top["generation"]) if "generation" in top else {},
-        tests=tuple(_test(node) for node in top["tests"].items()) if "tests" in top else (),
+        text=parse_text(top["text"]) if "text" in top else None,
+        generation=parse_generation(top["generation"]) if "generation" in top else {},
+        tests=tuple(parse_test(node) for node in top["tests"].items()) if "tests" in top else (),
         raw=raw,
     )
 
@@ -160,204 +157,3 @@ def _source(node: Node) -> dict[str, Json]:
     if not isinstance(node.value, dict):
         node.fail("an object")
     return dict(node.value)
-
-
-def _path(node: Node) -> str:
-    if not isinstance(node.value, str):
-        node.fail("a member's path")
-    problem = path_problem(node.value)
-    if problem:
-        raise ManifestError(f"the path {node.value!r} {problem}", where=node.path, rule="M11")
-    return node.value
-
-
-def _files(node: Node) -> dict[str, FileEntry]:
-    if not isinstance(node.value, dict):
-        node.fail("an object")
-    found: dict[str, FileEntry] = {}
-    for key, value in node.value.items():
-        where = f"files[{key!r}]"
-        path = _path(Node(key, where))
-        if path.lower() in (MIMETYPE_MEMBER, MANIFEST_MEMBER):
-            raise ManifestError("this member is never listed", where=where, rule="M12")
-        found[path] = _file(path, Node(value, where, node.strict))
-    clash = find_clash(found)
-    if clash:
-        raise ManifestError(f"{clash[0]!r} and {clash[1]!r} cannot be unpacked side by side", where="files", rule="M13")
-    return found
-
-
-def _file(path: str, node: Node) -> FileEntry:
-    keys = node.object(("size", "sha256"), ("chunks",))
-    size = keys["size"].integer()
-    if is_weights(path) != ("chunks" in keys):
-        expected = "has no chunks" if is_weights(path) else "has chunks, which are for weights/ only"
-        raise ManifestError(f"{path!r} {expected}", where=node.path, rule="M14")
-    chunks = tuple(_digest(chunk) for chunk in keys["chunks"].items()) if "chunks" in keys else None
-    if chunks is not None and len(chunks) != -(-size // CHUNK_SIZE):
-        message = f"{len(chunks)} digests for {size} bytes, one for each 4 MiB begun was expected"
-        raise ManifestError(message, where=keys["chunks"].path, rule="M14")
-    return FileEntry(size, _digest(keys["sha256"]), chunks)
-
-
-def _digest(node: Node) -> str:
-    return node.match(DIGEST, "64 lower-case hexadecimal digits", "M15")
-
-
-def _graph_file(node: Node) -> str:
-    path = _path(node)
-    if "/" in path:
-        node.fail("a path without a folder", "M16")
-    return path
-
-
-def _graph(node: Node) -> GraphEntry:
-    keys = node.object(("file",), ("place", "variants"))
-    return GraphEntry(
-        file=_graph_file(keys["file"]),
-        place=keys["place"].choice(PLACES) if "place" in keys else "model",
-        variants=tuple(_variant(item) for item in keys["variants"].items()) if "variants" in keys else (),
-    )
-
-
-def _variant(node: Node) -> Variant:
-    keys = node.object(("name", "when", "file"), ("state",))
-    name = keys["name"].match(WORD, "a word such as ort-cpu")
-    if name in ("auto", "portable"):
-        keys["name"].fail("another name (this word chooses among variants)", "M26")
-    when = keys["when"].object(("backend",), ("device",))
-    overrides = keys["state"].entries() if "state" in keys else {}
-    return Variant(
-        name=name,
-        when={key: word.match(WORD, "a word such as onnxruntime") for key, word in when.items()},
-        file=_graph_file(keys["file"]),
-        state={state: _override(changes) for state, changes in overrides.items()},
-    )
-
-
-def _input(node: Node) -> Input:
-    keys = node.object(("type",), ("dims", "rate", "default", "optional", "description"))
-    kind = keys["type"].choice(INPUT_TYPES)
-    dims = _dims(keys["dims"]) if "dims" in keys else None
-    _check_port(node, kind, dims, keys)
-    if dims and any(str(dim).endswith("*") for dim in dims):
-        keys["dims"].fail("dims of which none grows", "M19")
-    if "default" in keys and "optional" in keys:
-        node.fail("an input that is optional or has a default, not both", "M20")
-    return Input(
-        type=kind,
-        dims=dims,
-        rate=keys["rate"].integer(1) if "rate" in keys else None,
-        default=keys["default"].value if "default" in keys else None,
-        has_default="default" in keys,
-        optional=keys["optional"].flag() if "optional" in keys else False,
-        description=keys["description"].string() if "description" in keys else None,
-    )
-
-
-def _output(node: Node) -> Output:
-    keys = node.object(("type",), ("dims", "rate", "description"))
-    kind = keys["type"].choice(OUTPUT_TYPES)
-    dims = _dims(keys["dims"]) if "dims" in keys else None
-    growing = [dim for dim in dims or () if str(dim).endswith("*")]
-    if len(growing) > 1:
-        keys["dims"].fail("dims of which at most one grows", "M19")
-    if not (kind == "text" and growing and dims and len(dims) == 1):
-        _check_port(node, kind, dims, keys)
-    return Output(
-        type=kind,
-        dims=dims,
-        rate=keys["rate"].integer(1) if "rate" in keys else None,
-        description=keys["description"].string() if "description" in keys else None,
-    )
-
-
-def _check_port(node: Node, kind: str, dims: tuple[Dim, ...] | None, keys: Mapping[str, Node]) -> None:
-    """What inputs and outputs have in common: dims belong to tensors (M17), a rate to audio (M18)."""
-    if kind in ("text", "bytes", "messages") and dims is not None:
-        keys["dims"].fail(f"no dims, for {kind} has none", "M17")
-    if (kind == "audio") != ("rate" in keys):
-        message = f"{kind} has a rate, only audio does" if "rate" in keys else "audio without a rate in Hz"
-        raise ManifestError(message, where=node.path, rule="M18")
-
-
-def _dims(node: Node) -> tuple[Dim, ...]:
-    return tuple(
-        item.match(DIM, "a name such as N or T*") if isinstance(item.value, str) else item.integer(1)
-        for item in node.items(1, 8)
-    )
-
-
-def _state(node: Node) -> State:
-    optional = ("axis", "update", "tokens", "capacity", "window", "scope", "of")
-    keys = node.object(("graph", "ports"), optional)
-    more: dict[str, Json] = _state_changes(keys, UPDATES)
-    if "scope" in keys:
-        more["scope"] = keys["scope"].choice(SCOPES)
-    if "of" in keys:
-        more["of"] = keys["of"].name()
-    return State(graph=keys["graph"].name(), **more)
-
-
-def _override(node: Node) -> dict[str, Json]:
-    """What a variant changes in a state: the keys as they stand, checked."""
-    return _state_changes(node.object((), _CHANGEABLE), UPDATES[:-1])
-
-
-def _state_changes(keys: Mapping[str, Node], updates: Iterable[Update]) -> dict[str, Json]:
-    """The keys of a state that a variant may change, as far as they are given."""
-    readers: dict[str, Callable[[Node], Json]] = {
-        "ports": lambda node: {past: port_name(present) for past, present in port_entries(node, 1).items()},
-        "axis": lambda node: node.integer(0, 7),
-        "update": lambda node: node.choice(updates),
-        "tokens": port_name,
-        "capacity": lambda node: node.integer(1),
-        "window": lambda node: node.integer(1),
-    }
-    return {key: read(keys[key]) for key, read in readers.items() if key in keys}
-
-
-def _text(node: Node) -> Text:
-    keys = node.object(("tokenizer",), ("template", "eos", "special"))
-    special = keys["special"].entries() if "special" in keys else {}
-    return Text(
-        tokenizer=_path(keys["tokenizer"]),
-        template=_path(keys["template"]) if "template" in keys else None,
-        eos=tuple(token.integer(0, 2**32 - 1) for token in keys["eos"].items()) if "eos" in keys else (),
-        special={name: text.string() for name, text in special.items()},
-    )
-
-
-def _generation(node: Node) -> dict[str, Json]:
-    readers: dict[str, Callable[[Node], Json]] = {
-        "max_tokens": lambda node: node.integer(1),
-        "temperature": lambda node: node.number(),
-        "top_k": lambda node: node.integer(),
-        "top_p": lambda node: node.number(0, 1),
-        "min_p": lambda node: node.number(0, 1),
-        "repetition_penalty": lambda node: node.number(0, above=True),
-        "seed": lambda node: node.integer(),
-        "stop": lambda node: [text.string(1) for text in node.items()],
-    }
-    return {key: readers[key](value) for key, value in node.object((), readers).items()}
-
-
-def _test(node: Node) -> Test:
-    keys = node.object(("in", "out"), ("name", "compare"))
-    return Test(
-        name=keys["name"].string(1) if "name" in keys else None,
-        inputs={name: _test_value(value) for name, value in keys["in"].entries().items()},
-        outputs={name: _test_value(value) for name, value in keys["out"].entries(least=1).items()},
-        compare=_compare(keys["compare"]) if "compare" in keys else "exact",
-    )
-
-
-def _test_value(node: Node) -> Json:
-    """JSON as it stands, or `{"file": member}`."""
-    return {"file": _path(node.object(("file",))["file"])} if isinstance(node.value, dict) else node.value
-
-
-def _compare(node: Node) -> Literal["exact", "tokens"] | Tolerance:
-    if not isinstance(node.value, dict):
-        return node.choice(COMPARISONS)
-    return Tolerance(**{key: bound.number() for key, bound in node.object((), ("abs", "rel")).items()})

@@ -31,3 +31,16 @@ FEATURE = re.compile(r"[a-z]+:[A-Za-z0-9._-]+")
 
 MAX_PORT = 200
 """Characters of a port's name; ONNX sets no limit of its own."""
+
+_DEVICE = r"(?:[Cc][Oo][Nn]|[Pp][Rr][Nn]|[Aa][Uu][Xx]|[Nn][Uu][Ll]|[Cc][Oo][Mm][0-9]|[Ll][Pp][Tt][0-9])(?:[./]|$)"
+_SEGMENT = rf"(?!{_DEVICE})[A-Za-z0-9_-]+(?:\.+[A-Za-z0-9_-]+)*"
+PATH = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
+"""A member's path. Devices are names that Windows keeps for itself, with any ending."""
+
+MAX_PATH = 200
+"""Characters; leaves room for a folder in front on systems that stop at 260."""
+
+
+def is_path(text: str) -> bool:
+    """Tells whether `text` may be a member's path (rule M11)."""
+    return len(text) <= MAX_PATH and PATH.fullmatch(text) is not None

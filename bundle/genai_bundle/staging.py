@@ -58,11 +58,11 @@ def staged_folder(target: Path, overwrite: bool, before_commit: Hook | None) -> 
         _check_target(target, overwrite, _foreign(target), "no bundle folder")
         with _telling(target):
             if target.exists():
-                os.rename(target, old)
-            os.rename(part, target)
+                target.rename(old)
+            part.rename(target)
     except BaseException:
         if old.exists() and not target.exists():
-            os.rename(old, target)
+            old.rename(target)
         shutil.rmtree(part, ignore_errors=True)
         raise
     _sync_folder(target.parent)
@@ -73,7 +73,7 @@ def staged_folder(target: Path, overwrite: bool, before_commit: Hook | None) -> 
 def created(path: Path) -> Iterator[BinaryIO]:
     """A new file with the folders that lead to it; its bytes are on disk when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "xb") as file:
+    with path.open("xb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -103,15 +103,18 @@ def _check_target(target: Path, overwrite: bool, foreign: bool, what: str) -> No
 
 def _take_name(part: Path, target: Path, overwrite: bool) -> None:
     """Gives the finished file its name. Without `overwrite` a file that came up meanwhile is not replaced."""
-    if overwrite or os.name == "nt":
-        (os.replace if overwrite else os.rename)(part, target)  # Windows' rename refuses an existing name by itself
+    if overwrite:
+        part.replace(target)
+        return
+    if os.name == "nt":
+        part.rename(target)  # which refuses an existing name by itself
         return
     try:
-        os.link(part, target)
+        target.hardlink_to(part)
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links; the check just before has to do
-        os.replace(part, target)
+        part.replace(target)
         return
     part.unlink()
 
@@ -134,8 +137,10 @@ def _telling(target: Path) -> Iterator[None]:
     except FileExistsError as error:
         raise UsageError("exists already", where=str(target), hint="somebody wrote it meanwhile") from error
     except PermissionError as error:
-        hint = f"choose a folder that you may write to instead of {target.parent}, and close programs that use the file"
-        raise UsageError("cannot be written: permission denied", where=str(target), hint=hint) from error
+        advice = (
+            f"choose a folder that you may write to instead of {target.parent}, and close programs that use the file"
+        )
+        raise UsageError("cannot be written: permission denied", where=str(target), hint=advice) from error
     except OSError as error:
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
         hint = f"free some space on the disk of {target.parent}" if full else None

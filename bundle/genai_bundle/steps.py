@@ -18,7 +18,6 @@ DECODED = "text.decode@1"
 """What a `generate` emits as text."""
 
 _PORT = re.compile(rf"(?s).{{1,{MAX_PORT}}}")
-_LITERAL_DEPTH = 8
 
 
 def parse_steps(node: Node) -> tuple[Step, ...]:
@@ -68,17 +67,17 @@ def _run(node: Node) -> Run:
 
 
 def _literal(node: Node) -> Json:
-    _shape(node, 0)
+    _shape(node)
     return node.value
 
 
-def _shape(node: Node, depth: int) -> tuple[int, ...]:
+def _shape(node: Node) -> tuple[int, ...]:
     """The dims of a literal (rule M23)."""
     if isinstance(node.value, bool | int | float | str):
         return ()
-    if not isinstance(node.value, list) or depth == _LITERAL_DEPTH:
+    if not isinstance(node.value, list):
         node.fail("a bool, a number, a text, or lists of these", "M23")
-    shapes = [_shape(item, depth + 1) for item in node.items()]
+    shapes = [_shape(item) for item in node.items()]
     if any(shape != shapes[0] for shape in shapes):
         node.fail("a list whose items have the same dims", "M23")
     return (len(shapes), *(shapes[0] if shapes else ()))

@@ -8,7 +8,6 @@ or change its weights under it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 
 from . import archive, staging
 from .canonical import dumps
-from .digest import Block, Digester, unknown_entry
+from .digest import Block, Digester, bundle_id, unknown_entry
 from .errors import SourceError
 from .layout import MIMETYPE, is_weights, order, plan
 from .manifest import parse_manifest
@@ -115,11 +114,6 @@ def write_folder(
     return bundle_id(raw)
 
 
-def bundle_id(manifest: bytes) -> str:
-    """A bundle's identity: the digest of its manifest, which holds the digests of everything else."""
-    return "sha256:" + hashlib.sha256(manifest).hexdigest()
-
-
 @dataclass(slots=True)
 class _Report:
     total: int
@@ -187,7 +181,7 @@ def _blocks(path: str, source: Source) -> Iterator[Block]:
 
 def _file_blocks(path: str, source: Path) -> Iterator[Block]:
     try:
-        with open(source, "rb", buffering=0) as file:
+        with source.open("rb", buffering=0) as file:
             while block := file.read(BLOCK):
                 yield block
     except OSError as error:
@@ -198,7 +192,8 @@ def _shard_blocks(path: str, shard: Shard) -> Iterator[Block]:
     position = 0
     for offset, make in shard.segments:
         if offset < position:
-            raise SourceError(f"a segment begins at {offset}, inside the one before, which ends at {position}", where=path)
+            message = f"a segment begins at {offset}, inside the one before, which ends at {position}"
+            raise SourceError(message, where=path)
         yield from _zeros(offset - position)
         data = _made(path, make)
         yield from _cut(data)

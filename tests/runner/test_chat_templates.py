@@ -66,17 +66,16 @@ def reference(template: str, context: dict[str, Any]) -> str | None:
     rest.setdefault("add_generation_prompt", True)
     messages = [{k: v for k, v in message.items() if v is not None} for message in context["messages"]]
     try:
-        rendered, _ = render_jinja_template([messages], chat_template=template, **rest)
+        results: Any = render_jinja_template([messages], chat_template=template, **rest)
     except Exception:
         return None
-    return str(rendered[0])
+    return str(results[0][0])
 
 
 def ours(template: str, context: dict[str, Any]) -> str | None:
     try:
         return render_chat(template, **context)
-    except GenaiError as error:
-        assert "\n" not in str(error)
+    except GenaiError:
         return None
 
 
@@ -90,6 +89,17 @@ def parsed(context: dict[str, Any]) -> dict[str, Any]:
     return copy
 
 
+LOOK_INSIDE = {
+    "GLM-4.7-Flash",
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+    "Qwen3-Coder",
+    "deepseek-ai-DeepSeek-V4",  # calls a filter that Jinja lacks, unless the arguments are an object
+    "meta-llama-Llama-3.1-8B-Instruct",
+    "meta-llama-Llama-3.3-70B-Instruct",
+    "stepfun-ai-Step-3.5-Flash",
+}
+
+
 @pytest.mark.shared
 @pytest.mark.torch
 def test_every_template_renders_as_transformers_renders_it(shared: Path) -> None:
@@ -98,7 +108,8 @@ def test_every_template_renders_as_transformers_renders_it(shared: Path) -> None
         for context_name, context in contexts(shared).items():
             mine, theirs = ours(template, context), reference(template, context)
             if mine != theirs and context_name == "tool_use":
-                # This conversation has its arguments as JSON strings; the template looked inside them.
+                # This conversation has its arguments as JSON strings; transformers fails where a template looks inside.
+                assert theirs is None
                 looked_inside.add(name)
                 theirs = reference(template, parsed(context))
             assert mine == theirs, f"{name} with {context_name}"
@@ -107,16 +118,14 @@ def test_every_template_renders_as_transformers_renders_it(shared: Path) -> None
     assert compared > 200
 
 
-LOOK_INSIDE: set[str] = set()
-
-
 def test_whitespace_is_trimmed_around_blocks() -> None:
     template = "{% for m in messages %}\n    {% if true %}\n{{ m.content }}\n    {% endif %}\n{% endfor %}\n"
     assert render_chat(template, messages=HELLO) == "Hello\n"
 
 
 def test_variables() -> None:
-    template = "{{ bos_token }}{{ messages|length }}{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}{{ x }}"
+    template = "{{ bos_token }}{{ messages|length }}{{ tools is none }}{{ documents is none }}"
+    template += "{{ add_generation_prompt }}{{ x }}"
     assert render_chat(template, messages=HELLO, bos_token="<s>", x=3) == "<s>1TrueTrueTrue3"
     assert render_chat("{{ add_generation_prompt }}", messages=HELLO, add_generation_prompt=False) == "False"
 
@@ -162,6 +171,8 @@ CALLS = "{% set a = messages[0].tool_calls[0].function.arguments %}"
         ("{% for k, v in a|dictsort %}{{ k }}={{ v }};{% endfor %}", "x=1;y=é;"),
         ("{{ a.get('x') }}{{ a['y'] }}{{ a.x }}", "1é1"),
         ("{{ a|list|join(',') }}", "x,y"),
+        ("{% set a = a|from_json if a is string else a %}{{ a.x }}", "1"),
+        ("{% if a is string %}{{ raise_exception('an object, please') }}{% endif %}{{ a.x }}", "1"),
     ],
 )
 def test_json_arguments_are_parsed_for_templates_that_look_inside(template: str, expected: str) -> None:
@@ -204,8 +215,8 @@ def test_what_a_template_refuses_is_the_callers_mistake() -> None:
         ("a\nb\n{{ nothing.at.all }}", "chat template, line 3: 'nothing' is undefined"),
         ("{{ 1 + 'a' }}", "chat template, line 1: TypeError: "),
         ("\n{{ messages.__class__.__mro__ }}", "chat template, line 2: access to attribute '__class__'"),
-        ("{{ 'x'.__class__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
-        ("{{ raise_exception.__globals__ }}", "is unsafe"),
+        ("{{ 'x'.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
+        ("{{ raise_exception.__globals__.x }}", "is unsafe"),
         ("{% set ns = namespace(__x=1) %}", "leading underscore"),
         ("{% for i in range(1000000) %}{% endfor %}", "Range too big"),
         ("{% include 'other' %}", "no loader"),
@@ -221,5 +232,5 @@ def test_a_template_that_fails_says_where_in_one_line(template: str, expected: s
 
 @pytest.mark.parametrize("messages", [[], "Hello", {"role": "user"}, ["Hello"], None])
 def test_messages_are_a_list_of_objects(messages: Any) -> None:
-    with pytest.raises(UsageError, match="empty|a list of objects|an object with a role"):
+    with pytest.raises(UsageError, match=r"empty|a list of objects|an object with a role"):
         render_chat("", messages=messages)

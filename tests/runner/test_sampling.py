@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from genai_bundle.errors import BackendError, UsageError
 from genai_runner import philox
-from genai_runner.sampling import OPTIONS, Options, kept, sample
+from genai_runner.sampling import OPTIONS, Options, kept, penalise, sample
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -83,8 +83,9 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("seed", range(4))
 def test_transformers_keeps_the_same_ids_with_the_same_probabilities(case: dict[str, Any], seed: int) -> None:
     import torch
-    from transformers import generation as hf
+    import transformers
 
+    hf: Any = transformers
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     scores, history = (rng.normal(size=300) * 3).astype(np.float32), rng.integers(0, 300, 40)
@@ -104,9 +105,7 @@ def test_transformers_keeps_the_same_ids_with_the_same_probabilities(case: dict[
         warped = step(torch.from_numpy(history)[None], warped)
     theirs = torch.softmax(warped[0].double(), -1).numpy()
 
-    from genai_runner.sampling import _penalise
-
-    penalised = _penalise(scores.astype(np.float64), history, options.repetition_penalty)
+    penalised = penalise(scores.astype(np.float64), history, options.repetition_penalty)
     ids, weights = kept(penalised, options)
     assert ids.tolist() == np.flatnonzero(theirs).tolist()
     assert np.allclose(weights / weights.sum(), theirs[ids], rtol=1e-5)
@@ -223,7 +222,7 @@ def test_an_option_out_of_range_is_named_with_its_range(name: str, value: Any, e
 
 
 def test_an_unknown_option_suggests_the_nearest() -> None:
-    with pytest.raises(UsageError, match="'temprature'.*Did you mean 'temperature'"):
+    with pytest.raises(UsageError, match=r"'temprature'.*Did you mean 'temperature'"):
         Options.merge({}, {"temprature": 1})
     with pytest.raises(UsageError, match=", ".join(OPTIONS)):
         Options.merge({}, {"qqq": 1})

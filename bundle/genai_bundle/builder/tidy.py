@@ -78,11 +78,9 @@ def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
             return None
         return ir.Shape([dim if isinstance(dim, int) else names.get(dim.value or "") for dim in shape])
 
-    for value in (*model.graph.inputs, *model.graph.outputs):
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    for value in values:
         value.shape = renamed(value.shape)
-    for node in model.graph:
-        for value in node.outputs:
-            value.shape = renamed(value.shape)
 
 
 def finish(model: ir.Model) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``genai-bundle``: one module for each of its commands, imported here; what a command needs is imported when it runs.
+"""The command ``genai-bundle``: one module for each of its commands. What a command needs is imported when it runs.
 
-Exit codes: 0 done, 1 an error of the program itself, 2 wrong usage, 3 invalid bundle or source, 4 refused by trust, verification or
-proof, 5 backend failure, 130 interrupted. An error is one line on stderr; ``--debug`` before the command adds the traceback.
+Exit codes: 0 done, 1 an error of the program itself, 2 wrong usage, 3 invalid bundle or source, 4 refused by trust,
+verification or proof, 5 backend failure, 130 interrupted. An error is one line on stderr; ``--debug`` before the
+command shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from genai_bundle import __version__
-from genai_bundle.cli import build, inspect, pack, run, unpack
+from genai_bundle.cli import build, inspect, pack, run, unpack, verify
 from genai_bundle.errors import GenaiError
 
 INTERRUPTED = 130
@@ -24,16 +25,19 @@ INTERRUPTED = 130
 class Program(TyperGroup):
     """Turns every way a command can end into one line on stderr and an exit code."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
+        standalone = extra.get("standalone_mode", True)
+        extra["standalone_mode"] = False
+        _state["debug"] = False
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(*args, **extra)
         except KeyboardInterrupt:
             code = INTERRUPTED
         except Exception as error:
             if _debug():
                 raise
             code = _report(error)
-        if standalone_mode:
+        if standalone:
             sys.exit(code or 0)
         return code
 
@@ -52,9 +56,9 @@ def _report(error: Exception) -> int:
         where = f"{error.filename}: " if error.filename is not None else ""
         text, code = f"{where}{error.strerror}", 2
     else:
-        text = f"{type(error).__name__}: {error}. This is a fault of the program; 'genai-bundle --debug ...' shows where it happened"
-        code = 1
-    print("error: " + " ".join(text.split()), file=sys.stderr)
+        hint = "This is a fault of the program; 'genai-bundle --debug ...' shows where it happened"
+        text, code = f"{type(error).__name__}: {error}. {hint}", 1
+    typer.echo("error: " + " ".join(text.split()), err=True)
     return code
 
 
@@ -67,7 +71,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, build, inspect, unpack, pack):
+for command in (run, build, inspect, verify, unpack, pack):
     command.register(app)
 
 _state = {"debug": False}
@@ -86,8 +90,10 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def program(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="On an error, show the traceback instead of one line.")] = False,
-    version: Annotated[
+    debug: Annotated[
+        bool, typer.Option("--debug", help="On an error, show the traceback instead of one line.")
+    ] = False,
+    _: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:

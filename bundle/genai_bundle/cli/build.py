@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from genai_bundle.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EXAMPLES = """\b
 Examples:
@@ -19,6 +22,7 @@ Examples:
 """
 
 NEEDED_FOR_CHECKPOINTS = ("torch", "transformers", "onnxscript")
+RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,9 +30,13 @@ def register(app: typer.Typer) -> None:
 
 
 def build(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint folder (with config.json) or a recipe (.yaml).")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A checkpoint folder (with config.json) or a recipe (.yaml).")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The .genai file to write.")],
-    name: Annotated[str | None, typer.Option(help="The bundle's name; by default the folder's or the recipe's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The bundle's name; by default the folder's or the recipe's.")
+    ] = None,
     license_: Annotated[str | None, typer.Option("--license", metavar="SPDX", help="The weights' licence.")] = None,
     description: Annotated[str | None, typer.Option(help="One line about the bundle.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
@@ -36,12 +44,14 @@ def build(
 ) -> None:
     """Build a bundle, prove it against its source, and only then write it.
 
-    A checkpoint is exported with PyTorch (extra `build`); a recipe names graphs that exist already and needs no PyTorch.
+    A checkpoint is exported with PyTorch (extra `build`); a recipe names graphs that exist and needs none.
     """
     from genai_bundle.cli import console
 
-    details = {key: value for key, value in (("name", name), ("license", license_), ("description", description)) if value}
-    identity = _build(source, output, details, force)
+    named = {"name": name, "license": license_, "description": description}
+    details = {key: value for key, value in named.items() if value is not None}
+    with console.phases(f"building {output.name}") as tell:
+        identity = _builder(source)(source, output, overwrite=force, details=details, progress=tell)
     size = output.stat().st_size
     if json:
         console.print_json({"id": identity, "path": str(output), "size": size})
@@ -49,5 +59,19 @@ def build(
         typer.echo(f"{output}  {console.human_size(size)}  {identity}")
 
 
-def _build(source: Path, output: Path, details: dict[str, Any], force: bool) -> str:
-    raise NotImplementedError
+def _builder(source: Path) -> Callable[..., str]:
+    """What builds from `source`, by what it is: a recipe file or a checkpoint folder."""
+    if source.is_file() and source.suffix.lower() in RECIPE_SUFFIXES:
+        from genai_bundle.builder.recipe import build_recipe
+
+        return build_recipe
+    if not source.is_dir():
+        problem = "is neither a folder nor a .yaml file" if source.exists() else "there is no such file or folder"
+        raise UsageError(problem, where=str(source), hint="Give a checkpoint folder or a recipe")
+    missing = [name for name in NEEDED_FOR_CHECKPOINTS if importlib.util.find_spec(name) is None]
+    if missing:
+        hint = 'Install them with: pip install "genai-bundle[build]"'
+        raise UsageError(f"building from a checkpoint needs {', '.join(missing)}", where=str(source), hint=hint)
+    from genai_bundle.builder.from_checkpoint import build_checkpoint
+
+    return build_checkpoint

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -31,27 +33,26 @@ def stdout() -> Console:
 
 def note(text: str) -> None:
     """One line for the person at the terminal; never part of a command's result."""
-    print(text, file=sys.stderr, flush=True)
+    typer.echo(text, err=True)
 
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout, readable and byte for byte the same for the same value."""
     import json
 
-    print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
     """A progress bar for work that takes longer than PATIENCE_S, where stderr is a terminal; else nothing is shown."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda _done, _total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bars, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    bars = Bars(*columns, console=Console(stderr=True), transient=True)
+    bars = Bars(*Bars.get_default_columns(), console=Console(stderr=True), transient=True)
     task = bars.add_task(title, total=None)
     began = time.monotonic()
 
@@ -70,7 +71,7 @@ def progress(title: str) -> Iterator[Progress]:
 def phases(title: str) -> Iterator[Callable[[str], None]]:
     """For work in steps of unknown length: a spinner with the step's name, under the same conditions as `progress`."""
     if not sys.stderr.isatty():
-        yield lambda step: None
+        yield lambda _step: None
         return
     from rich.console import Console
 
@@ -95,12 +96,9 @@ def human_size(count: int) -> str:
     """`count` bytes as people say it: 831 B, 1.2 MB (powers of 1000, as file managers and drives count)."""
     if count < 1000:
         return f"{count} B"
-    size = float(count)
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.1f} {unit}" if size < 99.5 else f"{size:.0f} {unit}"
+    power = min((len(str(count)) - 1) // 3, 4)
+    size, unit = count / 1000**power, ("kB", "MB", "GB", "TB")[power - 1]
+    return f"{size:.1f} {unit}" if size < 100 else f"{size:.0f} {unit}"
 
 
 def type_text(type_: str, dims: tuple[int | str, ...] | None, rate: int | None = None) -> str:

@@ -56,7 +56,10 @@ def _literal(value: object) -> str:
 
 
 def _carried(carry: Mapping[str, tuple[str, str]]) -> str:
-    return ", ".join(f"{name} ← {start}, then {next_}" if start != name else f"{name} ← {next_}" for name, (start, next_) in carry.items())
+    return ", ".join(
+        f"{name} ← {start}, then {next_}" if start != name else f"{name} ← {next_}"
+        for name, (start, next_) in carry.items()
+    )
 
 
 def _add_loop(tree: Tree, step: Loop, manifest: Manifest) -> None:

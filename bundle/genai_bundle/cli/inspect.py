@@ -163,7 +163,9 @@ def _table(title: str, rows: Iterable[tuple[str, ...]], right: int | None = None
     from rich.table import Table
 
     rows = list(rows)
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+    )
     for column in range(max((len(row) for row in rows), default=0)):
         table.add_column(justify="right" if column == right else "left", overflow="fold")
     for row in rows:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +15,8 @@ from genai_bundle.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from genai_runner.pipeline import Pipeline, Result
-
     from genai_bundle.manifest import Manifest
+    from genai_runner.pipeline import Pipeline, Result
 
 EXAMPLES = """\b
 Examples:
@@ -49,43 +49,54 @@ def run(
     ] = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="NAME=VALUE", help="An input by name: text, JSON, or @FILE (.npy .json .wav ...)."),
+        typer.Option(
+            "--input", metavar="NAME=VALUE", help="An input by name: text, JSON, or @FILE (.npy .json .wav ...)."
+        ),
     ] = None,
     outputs: Annotated[
         list[str] | None,
         typer.Option("--output", metavar="NAME=FILE", help="Save an output: .npy .json .txt .wav .png."),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="At most this many new tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token; higher is more varied.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token; higher is more varied.")
+    ] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens that hold this share.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample from this many likeliest tokens; 0: from all.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Leave out tokens below this share of the likeliest.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: tokens that occurred are less likely.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: tokens that occurred are less likely.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
+    ] = None,
     backend: Annotated[str, typer.Option(metavar="NAME", help="The engine.")] = "onnxruntime",
     variant: Annotated[
         str, typer.Option(metavar="NAME", help="'auto': the best for the backend; 'portable'; or a variant's name.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="Where the engine computes.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads of the engine; by default the cores it may use.")] = None,
-    low_memory: Annotated[bool, typer.Option("--low-memory", help="Use weights in place: less memory, slower steps.")] = False,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Use weights in place: less memory, slower steps.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming text.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Report times, speed and peak memory (on stderr).")] = False,
 ) -> None:
     """Run a bundle: give it a prompt (or its other inputs) and print what it generates."""
     import genai_runner
-
     from genai_bundle.cli import values
 
     options = {
         "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or None,
     }  # fmt: skip
+    began = time.perf_counter()
     targets = dict(values.split("--output", text) for text in outputs or ())
     with genai_runner.load(
         file, backend=backend, device=device, variant=variant, threads=threads, low_memory=low_memory
     ) as pipe:
+        load_s = time.perf_counter() - began
         manifest = pipe.manifest
         for name in targets:
             _declared(manifest.outputs, name, "output", manifest.name)
@@ -98,13 +109,14 @@ def run(
         result = pipe(**request) if json or streamed is None else _stream(pipe, streamed, request)
         for name, target in targets.items():
             values.save(name, manifest.outputs[name], result.outputs[name], Path(target))
+        figures = _figures(result, load_s) if stats else None
         if json:
-            _print_json(result, with_stats=stats)
+            _print_json(result, figures)
             return
         if streamed is None:
             _print_outputs(result, skip=set(targets))
-        if stats:
-            _print_stats(result)
+        if figures is not None:
+            _print_stats(result, figures)
 
 
 def _stream(pipe: Pipeline, output: str, request: Mapping[str, Any]) -> Result:
@@ -164,7 +176,7 @@ def _chat(manifest: Manifest, message: str | None, system: str | None, file: Pat
 
 
 def _prompt(manifest: Manifest, prompt: str | None, file: Path | None, *, alone: bool) -> dict[str, Any]:
-    """The prompt from its argument, a file or stdin. `alone`: no other input was given, so that a prompt is expected."""
+    """The prompt from its argument, a file or stdin. `alone`: no other input was given, so a prompt is expected."""
     from genai_bundle.cli import console, values
 
     if prompt is not None and file is not None:
@@ -178,9 +190,13 @@ def _prompt(manifest: Manifest, prompt: str | None, file: Path | None, *, alone:
             return {name: ""}
         return {name: _one_line_less(sys.stdin.read())}
     if name is None:
-        raise UsageError(f"'{manifest.name}' has no prompt", hint=f"Use --input with: {', '.join(manifest.inputs) or 'nothing'}")
+        raise UsageError(
+            f"'{manifest.name}' has no prompt", hint=f"Use --input with: {', '.join(manifest.inputs) or 'nothing'}"
+        )
     if prompt is not None:
-        return {name: values.parse(name, manifest.inputs[name], prompt) if manifest.inputs[name].type != "text" else prompt}
+        return {
+            name: values.parse(name, manifest.inputs[name], prompt) if manifest.inputs[name].type != "text" else prompt
+        }
     assert file is not None
     return {name: _one_line_less(sys.stdin.read() if str(file) == "-" else values.read_text(file))}
 
@@ -209,25 +225,29 @@ def _peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _stats(result: Result) -> dict[str, Any]:
+def _figures(result: Result, load_s: float) -> dict[str, Any]:
+    """What --stats reports: times in seconds, tokens a second after the first, memory in bytes."""
     import dataclasses
 
-    return {**dataclasses.asdict(result.stats), "peak_memory_bytes": _peak_memory()}
+    return {"load_s": load_s, **dataclasses.asdict(result.stats), "peak_memory_bytes": _peak_memory()}
 
 
-def _print_json(result: Result, *, with_stats: bool) -> None:
+def _print_json(result: Result, figures: dict[str, Any] | None) -> None:
     from genai_bundle.cli import console, values
 
+    usage = result.usage
     summary = {
         "text": result.text,
         "tokens": result.tokens,
         "finish_reason": result.finish_reason,
-        "usage": result.usage,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        },
         "outputs": {name: values.jsonable(value) for name, value in result.outputs.items()},
     }
-    if with_stats:
-        summary["stats"] = values.jsonable(_stats(result))
-    console.print_json(summary)
+    console.print_json(summary if figures is None else {**summary, "stats": figures})
 
 
 def _print_outputs(result: Result, skip: set[str]) -> None:
@@ -238,10 +258,13 @@ def _print_outputs(result: Result, skip: set[str]) -> None:
             typer.echo(f"{name}: {values.shown(value)}")
 
 
-def _print_stats(result: Result) -> None:
+def _print_stats(result: Result, figures: dict[str, Any]) -> None:
     from genai_bundle.cli import console
 
-    figures = _stats(result)
-    console.note("  ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in figures.items()))
-
-
+    usage, peak = result.usage, figures["peak_memory_bytes"]
+    console.note(
+        f"loaded in {figures['load_s']:.2f} s; {usage.prompt_tokens} prompt tokens, "
+        f"time to first token {figures['ttft_s'] * 1000:.1f} ms; {usage.completion_tokens} new tokens, "
+        f"{figures['tokens_per_s']:.1f} tokens/s; {figures['total_s']:.2f} s in all; "
+        f"peak memory {console.human_size(peak) if peak is not None else 'unknown'}"
+    )

@@ -29,8 +29,8 @@ def split(option: str, text: str) -> tuple[str, str]:
 def parse(name: str, declared: Input, text: str) -> Any:
     """The value of `--input name=text` for an input declared so.
 
-    `@FILE` reads a file: .npy, .json, or audio, text or bytes by the input's type; `@@...` is a literal that begins with `@`.
-    A text is taken as it stands, any other literal is JSON. Shape and dtype are checked by the pipeline.
+    `@FILE` reads a file: .npy, .json, or audio, text or bytes by the input's type. `@@...` is a literal that begins
+    with `@`. A text is taken as it stands, any other literal is JSON. The pipeline checks shape and dtype.
     """
     if text.startswith("@") and not text.startswith("@@"):
         return _read(name, declared, Path(text[1:]))
@@ -79,7 +79,7 @@ def _read(name: str, declared: Input, path: Path) -> Any:
 
 
 def read_audio(path: Path, rate: int | None) -> Any:
-    """The samples of an audio file as f32[N] in [-1, 1); several channels are averaged. `rate` in Hz must be the file's."""
+    """The samples of an audio file as f32[N] in [-1, 1), channels averaged. The file must have the `rate` in Hz."""
     try:
         import soundfile
     except ImportError:
@@ -112,8 +112,10 @@ def _read_wave(path: Path) -> tuple[Any, int]:
 
 
 def save(name: str, declared: Output, value: Any, path: Path) -> None:
-    """Write one output to `path`; its suffix chooses the form: .npy, .json, .txt, .wav (f32 samples) or .png (u8[H,W,3])."""
+    """Write one output to `path`, whose suffix says how: .npy, .json, .txt, .wav (f32 samples) or .png (u8[H,W,3])."""
     suffix = path.suffix.lower()
+    if value is None:
+        raise UsageError(f"output {name!r} was not emitted: there is nothing to save", where=str(path))
     if suffix == ".txt":
         path.write_text(value if isinstance(value, str) else json.dumps(jsonable(value)) + "\n", encoding="utf-8")
     elif suffix == ".json":
@@ -163,7 +165,7 @@ def _write_image(name: str, value: Any, path: Path) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """A pipeline's value as JSON: arrays as nested lists, bytes as base64; what JSON cannot say (nan, infinity) as null."""
+    """A value as JSON: arrays as nested lists, bytes as base64; nan and infinity, which JSON lacks, as null."""
     if isinstance(value, bytes):
         import base64
 

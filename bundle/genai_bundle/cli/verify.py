@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -50,10 +50,12 @@ def register(app: typer.Typer) -> None:
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle: a .genai file or its unpacked folder.")],
     backend: Annotated[
-        str, typer.Option(metavar="NAME", help="Run the golden vectors here; 'all': on every backend that is installed.")
+        str,
+        typer.Option(metavar="NAME", help="Run the golden vectors here; 'all': on every backend that is installed."),
     ] = "onnxruntime",
     variant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only this variant, or 'portable'; by default all for the backend.")
+        str | None,
+        typer.Option(metavar="NAME", help="Only this variant, or 'portable'; by default all for the backend."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -108,12 +110,11 @@ def _schema_check(bundle: Bundle) -> Check:
     """The manifest against the published JSON Schema, whose verdict must be that of the reader."""
     import json
 
-    import jsonschema
+    from jsonschema.exceptions import best_match
 
-    from genai_bundle.schema import load_schema
+    from genai_bundle.schemas import validator
 
-    validator = jsonschema.Draft202012Validator(load_schema("manifest"))
-    error = jsonschema.exceptions.best_match(validator.iter_errors(json.loads(bundle.manifest.raw)))
+    error = best_match(validator("manifest.schema").iter_errors(json.loads(bundle.manifest.raw)))
     if error is None:
         return Check("schema", "ok", f"format {bundle.manifest.format}")
     return Check("schema", "FAILED", f"{error.json_path}: {error.message}", exit_code=InvalidBundle.exit_code)
@@ -163,15 +164,15 @@ def _golden(file: Path, manifest: Manifest, backend: str, variant: str | None, *
 
 def _golden_on(file: Path, backend: str, variant: str) -> Iterator[Check]:
     import genai_runner
+    from genai_bundle.cli.console import phases
     from genai_runner.verify import run_tests
 
-    from genai_bundle.cli.console import phases
-
     try:
-        with phases(f"golden vectors on {backend}, {variant}"), genai_runner.load(
-            file, backend=backend, variant=variant
-        ) as pipe:
-            results: Sequence[Any] = run_tests(pipe)
+        with (
+            phases(f"golden vectors on {backend}, {variant}"),
+            genai_runner.load(file, backend=backend, variant=variant) as pipe,
+        ):
+            results = list(run_tests(pipe))
     except (BackendError, UsageError) as error:
         code = BackendError.exit_code
         yield Check("golden vectors", "FAILED", str(error), backend=backend, variant=variant, exit_code=code)
@@ -180,7 +181,7 @@ def _golden_on(file: Path, backend: str, variant: str) -> Iterator[Check]:
         yield Check(
             f"{result.name}: {result.output}",
             "ok" if result.passed else "FAILED",
-            result.detail or "",
+            result.detail,
             backend=backend,
             variant=variant,
             difference=result.difference,
@@ -201,5 +202,3 @@ def _print(checks: Sequence[Check]) -> None:
         difference = "" if check.difference is None else f"{check.difference:.3g}"
         table.add_row(check.check, check.backend or "", check.variant or "", check.status, difference, check.detail)
     console.stdout().print(table)
-
-

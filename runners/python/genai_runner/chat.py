@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -49,16 +50,25 @@ def render_chat(
     chat = [_aliased(message) for message in _plain(_checked(messages))]
     variables = {"documents": None, **_plain(context), "tools": _plain(tools)}
     variables["add_generation_prompt"] = add_generation_prompt
+
+    def render(arguments: Callable[[str], Any]) -> str:
+        return _render(compiled, variables, [_with_arguments(message, arguments) for message in chat])
+
     try:
-        return _render(compiled, {**variables, "messages": [_with_arguments(m, _Arguments) for m in chat]})
+        return render(_Arguments)
     except _NeedsMappingError:
-        return _render(compiled, {**variables, "messages": [_with_arguments(m, _parsed) for m in chat]})
+        return render(_parsed)
+    except GenaiError:
+        # It may insist on objects, or parse strings with a filter of another engine: then objects will do.
+        with suppress(GenaiError):
+            return render(_parsed)
+        raise
 
 
-def _render(compiled: jinja2.Template, variables: Mapping[str, Any]) -> str:
+def _render(compiled: jinja2.Template, variables: Mapping[str, Any], messages: list[dict[str, Any]]) -> str:
     where = "chat template"
     try:
-        return compiled.render(variables)
+        return compiled.render(variables, messages=messages)
     except _NeedsMappingError:
         raise
     except _RefusedError as error:
@@ -67,8 +77,8 @@ def _render(compiled: jinja2.Template, variables: Mapping[str, Any]) -> str:
         line = _line(error)
         place = f"{where}, line {line}" if line else where
         kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
-        hint = "The template cannot render these messages; its author may have other ones in mind"
-        raise GenaiError(f"{kind}{error}", where=place, hint=hint) from error
+        hint = "Compare the messages with what this model's template reads"
+        raise GenaiError(f"{kind}{error}".rstrip("."), where=place, hint=hint) from error
 
 
 def _line(error: BaseException) -> int | None:
@@ -132,6 +142,10 @@ class _Arguments(str):
     __slots__ = ()
 
     def __iter__(self) -> NoReturn:
+        raise _NeedsMappingError
+
+    @property
+    def items(self) -> NoReturn:
         raise _NeedsMappingError
 
     def __getitem__(self, key: Any) -> str:

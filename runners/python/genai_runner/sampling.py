@@ -126,7 +126,7 @@ def sample(logits: ArrayLike, options: Options, *, history: Ids = (), step: int,
     if options.temperature == 0.0 and options.repetition_penalty == 1.0:
         scores: NDArray[Any] = np.asarray(logits)
         return _greedy(scores.astype(np.float32) if scores.dtype.kind != "f" else scores)
-    penalised = _penalise(np.array(logits, dtype=np.float64), history, options.repetition_penalty)
+    penalised = penalise(np.array(logits, dtype=np.float64), history, options.repetition_penalty)
     if options.temperature == 0.0:
         return _greedy(penalised)
     ids, weights = kept(penalised, options)
@@ -193,7 +193,7 @@ def _cut(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     return np.flatnonzero(values >= np.partition(values, -count)[-count])
 
 
-def _penalise(scores: NDArray[np.float64], history: Ids, penalty: float) -> NDArray[np.float64]:
+def penalise(scores: NDArray[np.float64], history: Ids, penalty: float) -> NDArray[np.float64]:
     """Weaken the ids of `history` in place: a negative score times the penalty, another one divided by it."""
     if penalty != 1.0:
         seen = np.asarray(history, dtype=np.int64).reshape(-1)

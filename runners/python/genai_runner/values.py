@@ -54,6 +54,7 @@ def coerce(name: str, declared: Input, given: Value) -> Value:
     dtype = DTYPES[declared.type]
     try:
         array = np.asarray(given)
+        array = array if array.size else array.astype(dtype)  # an empty list has no type of its own
         if not np.can_cast(array.dtype, dtype, "same_kind") and not (array.dtype.kind in "iu" and _fits(array, dtype)):
             raise ValueError(f"{array.dtype} values")
         array = array.astype(dtype)

@@ -7,12 +7,8 @@ and nothing that leaves here is believed before `builder.prove` has compared it 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
 from genai_bundle.builder import tidy
 from genai_bundle.builder.exporters import Export
+from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.builder.exporters.skeleton import dynamic_axes, load_skeleton, parameter_names, sample
 from genai_bundle.builder.safetensors import StoredTensor
 from genai_bundle.builder.tensors import checkpoint_tensor, same_bytes
@@ -45,7 +42,7 @@ def export_decoder(path: Path, tensors: Mapping[str, StoredTensor]) -> Export:
     Raises:
         SourceError: transformers does not know the model, or the checkpoint lacks one of its tensors.
     """
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         model = load_skeleton(path, lambda names: _differ(names, tensors))
         weights = _match(model, tensors)
         program = _trace(model)
@@ -152,19 +149,3 @@ def _dim(value: ir.Value, axis: int) -> str:
     if not isinstance(dim, ir.SymbolicDim) or dim.value is None:
         raise SourceError(f"the exporter froze axis {axis} of '{value.name}' to {dim}, expected a dynamic one")
     return dim.value
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's progress lines and version notices say nothing to the person who builds a bundle."""
-    names = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX graphs as members of a bundle: read from files or from their textual form, weights moved into shards.
+
+Graphs stay as they are: neither IR version nor opset is changed, only where the bytes of large initializers lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from genai_bundle.errors import SourceError
+from genai_bundle.writer import Shard
+
+HEADER = '<ir_version: 10, opset_import: ["": 23]> '
+"""What a textual graph without a header of its own gets."""
+
+INLINE = 1 << 10  # smaller tensors stay in the graph, where they take part in shape inference
+PAGED = 1 << 20  # tensors from this size on begin at a page
+MAX_SHARD = 1 << 30
+
+Bytes = bytes | memoryview
+
+
+def parse_text(text: str, where: str) -> onnx.ModelProto:
+    """A model from ONNX's textual form: a model, or a graph alone, which gets `HEADER`.
+
+    Raises SourceError with the parser's, the checker's or the shape inference's own words; `where` names the graph.
+    """
+    whole = text if text.lstrip().startswith("<") else HEADER + text
+    try:
+        model = onnx.parser.parse_model(whole)
+    except onnx.parser.ParseError as error:
+        raise SourceError(f"is not ONNX text: {_parse_message(error, whole is not text)}", where=where) from error
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=not domains(model))
+        for output, known in zip(model.graph.output, inferred.graph.output, strict=True):
+            if not output.type.WhichOneof("value"):
+                output.CopyFrom(known)
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise SourceError(f"is not a valid graph: {' '.join(lines[:4])}", where=where) from error
+    return model
+
+
+def _parse_message(error: onnx.parser.ParseError, headed: bool) -> str:
+    """The parser's message, its column counted without the header that was put before the first line."""
+    found = error.args[0] if error.args else str(error)
+    message = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
+
+    def position(match: re.Match[str]) -> str:
+        line, column = int(match[1]), int(match[2])
+        return f"line {line}, column {column - len(HEADER) if headed and line == 1 else column}"
+
+    message = re.sub(r"\[ParseError at position \(line: (\d+) column: (\d+)\)\]", position, message)
+    return " ".join(message.replace(HEADER, "").split())
+
+
+def read_file(path: Path, where: str) -> onnx.ModelProto:
+    """A model from an .onnx file, its external data left where it is. Raises SourceError."""
+    try:
+        return onnx.load(path, load_external_data=False)
+    except OSError as error:
+        hint = "File names are relative to the recipe's folder"
+        raise SourceError(f"cannot read {path.name}: {error.strerror}", where=where, hint=hint) from error
+    except DecodeError as error:
+        raise SourceError(f"{path.name} is not an ONNX model", where=where) from error
+
+
+def domains(model: onnx.ModelProto) -> set[str]:
+    """The operator domains that the model uses, save ONNX's own and those of its functions."""
+    own = {function.domain for function in model.functions}
+    return {entry.domain for entry in model.opset_import} - {"", "ai.onnx", "ai.onnx.ml"} - own
+
+
+@dataclass
+class Packer:
+    """Moves the weights of a graph's files into shards `weights/NAME-00.bin`; equal tensors are stored once."""
+
+    name: str
+    _segments: list[list[tuple[int, Callable[[], Bytes]]]] = field(default_factory=list)
+    _ends: list[int] = field(default_factory=list)
+    _known: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, model: onnx.ModelProto, folder: Path | None, where: str) -> bytes:
+        """Pack one file's initializers and return the graph's bytes. `folder` is where its external data lies."""
+        for tensor in model.graph.initializer:
+            data = _data(tensor, folder, where)
+            if tensor.data_type == onnx.TensorProto.STRING or (len(data) < INLINE and not tensor.external_data):
+                continue
+            _clear(tensor)
+            if len(data) < INLINE:
+                tensor.raw_data = bytes(data)
+                continue
+            shard, offset = self._store(data)
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", self.member(shard)), ("offset", offset), ("length", len(data))):
+                tensor.external_data.add(key=key, value=str(value))
+        return model.SerializeToString(deterministic=True)
+
+    def member(self, shard: int) -> str:
+        return f"weights/{self.name}-{shard:02}.bin"
+
+    def shards(self) -> dict[str, Shard]:
+        """The shards, by their member's path."""
+        return {self.member(i): Shard(end, self._segments[i]) for i, end in enumerate(self._ends)}
+
+    def _store(self, data: Bytes) -> tuple[int, int]:
+        digest = hashlib.sha256(data).digest()
+        if digest not in self._known:
+            step = 65536 if len(data) >= PAGED else 64
+            start = -(-self._ends[-1] // step) * step if self._ends else 0
+            if not self._ends or (start + len(data) > MAX_SHARD and self._ends[-1]):
+                self._segments.append([])
+                self._ends.append(0)
+                start = 0
+            self._segments[-1].append((start, lambda: data))
+            self._ends[-1] = start + len(data)
+            self._known[digest] = len(self._ends) - 1, start
+        return self._known[digest]
+
+
+def _data(tensor: onnx.TensorProto, folder: Path | None, where: str) -> Bytes:
+    """The tensor's bytes in ONNX's raw form (little-endian, sub-byte types packed)."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return _external(tensor, folder, where)
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return b""
+    try:
+        return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
+    except (ValueError, TypeError) as error:
+        raise SourceError(f"initializer {tensor.name!r} is damaged: {error}", where=where) from error
+
+
+def _external(tensor: onnx.TensorProto, folder: Path | None, where: str) -> memoryview:
+    entry = {item.key: item.value for item in tensor.external_data}
+    location = entry.get("location", "")
+    name = f"initializer {tensor.name!r}"
+    if folder is None:
+        raise SourceError(f"{name} has external data, which a graph written as text cannot have", where=where)
+    file = (folder / location).resolve()
+    if not location or not file.is_relative_to(folder.resolve()):
+        raise SourceError(f"{name} has its data at {location!r}, outside the graph's folder", where=where)
+    try:
+        with file.open("rb") as opened:
+            view = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"cannot read {location}, which has the data of {name}: {error}", where=where) from error
+    start = int(entry.get("offset") or 0)
+    end = start + int(entry["length"]) if entry.get("length") else len(view)
+    if not 0 <= start <= end <= len(view):
+        message = f"{name} has its data at {start}..{end} of {location}, which has {len(view)} bytes"
+        raise SourceError(message, where=where)
+    return view[start:end]
+
+
+def _clear(tensor: onnx.TensorProto) -> None:
+    """Leave name, type and dims only."""
+    for kind in ("raw", "external", "float", "int32", "int64", "double", "uint64"):
+        tensor.ClearField(f"{kind}_data")
+    tensor.ClearField("data_location")
+
+
+def pack_graph(
+    name: str, files: Mapping[str, tuple[onnx.ModelProto, Path | None, str]]
+) -> tuple[dict[str, bytes], dict[str, Shard]]:
+    """All files of one graph, {member: (model, folder, where)}, over the same shards: graph bytes and shards by member."""
+    packer = Packer(name)
+    graphs = {member: packer.add(model, folder, where) for member, (model, folder, where) in files.items()}
+    return graphs, packer.shards()
+
+
+def used(models: Iterable[onnx.ModelProto]) -> list[str]:
+    """The features that bundles with these default graphs have to require."""
+    return sorted({f"domain:{domain}" for model in models for domain in domains(model)})

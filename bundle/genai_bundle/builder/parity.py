@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare a decoder graph with the reference: prefill, cached steps, several tokens on a filled cache, and a padded batch of two.
+
+Knows nothing of an engine: `run` feeds a graph and returns its outputs by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genai_bundle.errors import ProofError
+
+Array = NDArray[Any]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+TOLERANCE = 1e-3
+"""Largest allowed difference of a logit or cache entry, absolute.
+
+Sums of some thousand float32 products in another order differ by about 1e-5 per layer and add up over layers; real exporter
+faults (a wrong mask, window or scale) measured 0.1 and more. 1e-3 lies far from both.
+"""
+
+
+class Golden(Protocol):
+    """What `reference.Golden` offers. A protocol, so that this module needs no torch."""
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
+    @property
+    def text(self) -> tuple[int, ...]: ...
+    @property
+    def logits(self) -> NDArray[np.float32]: ...
+    @property
+    def keys(self) -> tuple[NDArray[np.float32], ...]: ...
+    @property
+    def values(self) -> tuple[NDArray[np.float32], ...]: ...
+
+
+@dataclass
+class Decoder:
+    """A decoder graph with its cache, fed as a runner would feed it.
+
+    Args:
+        run: the graph.
+        ports: names of its inputs.
+        shapes: (heads, head_size) of each layer's key and value.
+        capacity: length of the shared buffers; None for a cache that grows.
+    """
+
+    run: Run
+    ports: Collection[str]
+    shapes: Sequence[tuple[int, int]]
+    capacity: int | None
+    past: dict[str, Array] = field(default_factory=dict)
+
+    def reset(self, batch: int) -> None:
+        """Forget everything; the next rows are `batch` fresh ones."""
+        length = self.capacity or 0
+        self.past = {
+            f"past_key_values.{layer}.{half}": np.zeros((batch, heads, length, size), np.float32)
+            for layer, (heads, size) in enumerate(self.shapes)
+            for half in ("key", "value")
+        }
+
+    def feed(self, ids: Array, positions: Array, mask: Array, lengths: Sequence[int], keep: int) -> Array:
+        """Run i64[batch,n] tokens. `mask` i64[batch,total] marks real tokens, `lengths` are the real tokens per row afterwards.
+
+        Returns:
+            logits f32[batch,keep,vocabulary].
+        """
+        offered = {
+            "input_ids": ids.astype(np.int64),
+            "position_ids": positions.astype(np.int64),
+            "attention_mask": mask.astype(np.int64),
+            "num_logits": np.array(keep, np.int64),
+            "seqlens_k": np.array(lengths, np.int32) - 1,
+            "total_sequence_length": np.array(mask.shape[1], np.int32),
+        }
+        feeds = {name: value for name, value in offered.items() if name in self.ports} | self.past
+        outputs = self.run(feeds)
+        self.past = {name: np.asarray(outputs[name.replace("past_key_values", "present")]) for name in self.past}
+        return np.asarray(outputs["logits"])
+
+    def step(self, ids: Sequence[int], held: int, keep: int) -> Array:
+        """One row without padding: `ids` after `held` tokens. Returns f32[keep,vocabulary]."""
+        total = held + len(ids)
+        row = np.array([ids])
+        return self.feed(row, np.arange(held, total)[None], np.ones((1, total)), [total], keep)[0]
+
+
+def check_decoder(decoder: Decoder, goldens: Sequence[Golden]) -> float:
+    """The largest difference over all checks.
+
+    Raises:
+        ProofError: a difference beyond TOLERANCE (or not a number), with the check, the position, and the first layer that differs.
+    """
+    worst = 0.0
+    for golden in goldens:
+        worst = max(worst, _check_steps(decoder, golden), _check_pieces(decoder, golden))
+    if len(goldens) > 1:
+        ordered = sorted(goldens, key=lambda golden: len(golden.ids))
+        worst = max(worst, _check_batch(decoder, ordered[0], ordered[-1]))
+    return worst
+
+
+def _check_steps(decoder: Decoder, golden: Golden) -> float:
+    """The prompt in one run, then one token at a time, as decoding goes."""
+    decoder.reset(1)
+    count = len(golden.ids)
+    rows = [decoder.step(golden.ids, 0, count)]
+    for held, token in enumerate(golden.tokens[:-1], start=count):
+        rows.append(decoder.step([token], held, 1))
+    return _compare("prefill and cached steps", np.concatenate(rows), golden.logits, decoder, golden)
+
+
+def _check_pieces(decoder: Decoder, golden: Golden) -> float:
+    """All tokens in two runs: several tokens on a filled cache, as checking a draft or continuing a session does."""
+    decoder.reset(1)
+    text = golden.text
+    half = max(1, len(text) // 2)
+    rows = [decoder.step(text[:half], 0, half)]
+    if text[half:]:
+        rows.append(decoder.step(text[half:], half, len(text) - half))
+    return _compare("prefill in two pieces", np.concatenate(rows), golden.logits, decoder, golden)
+
+
+def _check_batch(decoder: Decoder, short: Golden, long: Golden) -> float:
+    """Two rows of different length, padded, then one more token for each: a mask or a length that is ignored shows here.
+
+    A graph with a mask takes the pad tokens first; one with lengths takes them last (left-padded rows were off by up to 8.8).
+    """
+    decoder.reset(2)
+    rows = [list(short.ids), list(long.ids)]
+    width = max(map(len, rows))
+    left = "attention_mask" in decoder.ports
+    ids, mask = np.zeros((2, width), np.int64), np.zeros((2, width), np.int64)
+    for index, row in enumerate(rows):
+        part = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, part], mask[index, part] = row, 1
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    logits = decoder.feed(ids, positions, mask, [len(row) for row in rows], width)
+    lengths = np.array([len(row) + 1 for row in rows])
+    token = np.array([[short.tokens[0]], [long.tokens[0]]])
+    if left:
+        after = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
+    else:
+        after = (np.arange(width + 1)[None] < lengths[:, None]).astype(np.int64)
+    step = decoder.feed(token, lengths[:, None] - 1, after, lengths.tolist(), 1)
+    worst = 0.0
+    for index, golden in enumerate((short, long)):
+        got = np.concatenate([logits[index][mask[index] == 1], step[index]])
+        worst = max(worst, _compare(f"row {index} of a padded batch", got, golden.logits[: len(got)]))
+    return worst
+
+
+def _compare(
+    check: str, got: Array, expected: Array, decoder: Decoder | None = None, golden: Golden | None = None
+) -> float:
+    """The largest difference of two equally shaped arrays of logits."""
+    if got.shape != expected.shape:
+        raise ProofError(f"{check}: logits have the shape {got.shape}, expected {expected.shape}", where="logits")
+    worst, place = _difference(got, expected)
+    if not worst <= TOLERANCE:
+        layer = _first_layer(decoder, golden) if decoder is not None and golden is not None else ""
+        raise ProofError(
+            f"{check}: differs from the source model by {worst:.3g} at position {place[0]}, allowed are {TOLERANCE:g}{layer}",
+            where="logits", hint="The graph is wrong for this model; nothing was written",
+        )  # fmt: skip
+    return worst
+
+
+def _first_layer(decoder: Decoder, golden: Golden) -> str:
+    """Where the difference begins: the first layer whose cache differs. A layer's cache shows what the layers before it did."""
+    total = len(golden.logits)
+    for layer, (keys, values) in enumerate(zip(golden.keys, golden.values, strict=True)):
+        for half, expected in (("key", keys), ("value", values)):
+            got = decoder.past[f"past_key_values.{layer}.{half}"][0, :, :total]
+            worst, _ = _difference(got, expected)
+            if not worst <= TOLERANCE:
+                return f"; the first cache that differs is present.{layer}.{half}, by {worst:.3g}"
+    return "; all caches agree, so the last layer or the output head differs"
+
+
+def _difference(got: Array, expected: Array) -> tuple[float, tuple[int, ...]]:
+    """The largest absolute difference and where it is; NaN counts as infinite."""
+    gap = np.abs(got.astype(np.float64) - expected)
+    gap[np.isnan(gap)] = np.inf
+    place = np.unravel_index(int(gap.argmax()), gap.shape)
+    return float(gap[place]), tuple(int(index) for index in place)

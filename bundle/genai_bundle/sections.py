@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sections of a manifest as records: files, graphs, inputs, outputs, state, text, generation, tests.
+
+What an object may hold is said here and in `schema/v1/manifest.schema.json`, and both must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+from .document import Node
+from .errors import ManifestError
+from .layout import is_weights
+from .names import DIGEST, DIM, WORD, is_path
+from .paths import find_clash
+from .records import (
+    CHUNK_SIZE,
+    MANIFEST_MEMBER,
+    MIMETYPE_MEMBER,
+    Dim,
+    FileEntry,
+    GraphEntry,
+    Input,
+    Json,
+    Output,
+    Place,
+    Scope,
+    State,
+    Test,
+    Text,
+    Tolerance,
+    Update,
+    Variant,
+)
+from .steps import port_entries, port_name
+
+ELEMENT_TYPES = ("f32", "f16", "i64", "i32", "u8", "bool")
+INPUT_TYPES = ("text", "bytes", "messages", "audio", *ELEMENT_TYPES)
+OUTPUT_TYPES = ("text", "bytes", "audio", *ELEMENT_TYPES)
+UPDATES: tuple[Update, ...] = ("append", "shared", "scatter", "ring", "replace", "once", "read")
+PLACES: tuple[Place, ...] = ("model", "host")
+SCOPES: tuple[Scope, ...] = ("run", "session")
+COMPARISONS: tuple[Literal["exact", "tokens"], ...] = ("exact", "tokens")
+_CHANGEABLE = ("update", "capacity", "window", "axis", "tokens", "ports")
+
+
+def _path(node: Node) -> str:
+    if not isinstance(node.value, str) or not is_path(node.value):
+        node.fail("a member's path such as weights/decoder-00.bin", "M11")
+    return node.value
+
+
+def parse_files(node: Node) -> dict[str, FileEntry]:
+    if not isinstance(node.value, dict):
+        node.fail("an object")
+    found: dict[str, FileEntry] = {}
+    for key, value in node.value.items():
+        where = f"files[{key!r}]"
+        path = _path(Node(key, where))
+        if path.lower() in (MIMETYPE_MEMBER, MANIFEST_MEMBER):
+            raise ManifestError("this member is never listed", where=where, rule="M12")
+        found[path] = _file(path, Node(value, where, node.strict))
+    clash = find_clash(found)
+    if clash:
+        raise ManifestError(f"{clash[0]!r} and {clash[1]!r} cannot be unpacked side by side", where="files", rule="M13")
+    return found
+
+
+def _file(path: str, node: Node) -> FileEntry:
+    keys = node.object(("size", "sha256"), ("chunks",))
+    size = keys["size"].integer()
+    if is_weights(path) != ("chunks" in keys):
+        expected = "has no chunks" if is_weights(path) else "has chunks, which are for weights/ only"
+        raise ManifestError(f"{path!r} {expected}", where=node.path, rule="M14")
+    chunks = tuple(_digest(chunk) for chunk in keys["chunks"].items()) if "chunks" in keys else None
+    if chunks is not None and len(chunks) != -(-size // CHUNK_SIZE):
+        message = f"{len(chunks)} digests for {size} bytes, one for each 4 MiB begun was expected"
+        raise ManifestError(message, where=keys["chunks"].path, rule="M14")
+    return FileEntry(size, _digest(keys["sha256"]), chunks)
+
+
+def _digest(node: Node) -> str:
+    return node.match(DIGEST, "64 lower-case hexadecimal digits", "M15")
+
+
+def _graph_file(node: Node) -> str:
+    path = _path(node)
+    if "/" in path:
+        node.fail("a path without a folder", "M16")
+    return path
+
+
+def parse_graph(node: Node) -> GraphEntry:
+    keys = node.object(("file",), ("place", "variants"))
+    return GraphEntry(
+        file=_graph_file(keys["file"]),
+        place=keys["place"].choice(PLACES) if "place" in keys else "model",
+        variants=tuple(_variant(item) for item in keys["variants"].items()) if "variants" in keys else (),
+    )
+
+
+def _variant(node: Node) -> Variant:
+    keys = node.object(("name", "when", "file"), ("state",))
+    name = keys["name"].match(WORD, "a word such as ort-cpu")
+    if name in ("auto", "portable"):
+        keys["name"].fail("another name (this word chooses among variants)", "M26")
+    when = keys["when"].object(("backend",), ("device",))
+    overrides = keys["state"].entries() if "state" in keys else {}
+    return Variant(
+        name=name,
+        when={key: word.match(WORD, "a word such as onnxruntime") for key, word in when.items()},
+        file=_graph_file(keys["file"]),
+        state={state: _override(changes) for state, changes in overrides.items()},
+    )
+
+
+def parse_input(node: Node) -> Input:
+    keys = node.object(("type",), ("dims", "rate", "default", "optional", "description"))
+    kind = keys["type"].choice(INPUT_TYPES)
+    dims = _dims(keys["dims"]) if "dims" in keys else None
+    _check_port(node, kind, dims, keys)
+    if dims and any(str(dim).endswith("*") for dim in dims):
+        keys["dims"].fail("dims of which none grows", "M19")
+    if "default" in keys and "optional" in keys:
+        node.fail("an input that is optional or has a default, not both", "M20")
+    return Input(
+        type=kind,
+        dims=dims,
+        rate=keys["rate"].integer(1) if "rate" in keys else None,
+        default=keys["default"].value if "default" in keys else None,
+        has_default="default" in keys,
+        optional=keys["optional"].flag() if "optional" in keys else False,
+        description=keys["description"].string() if "description" in keys else None,
+    )
+
+
+def parse_output(node: Node) -> Output:
+    keys = node.object(("type",), ("dims", "rate", "description"))
+    kind = keys["type"].choice(OUTPUT_TYPES)
+    dims = _dims(keys["dims"]) if "dims" in keys else None
+    growing = [dim for dim in dims or () if str(dim).endswith("*")]
+    if len(growing) > 1:
+        keys["dims"].fail("dims of which at most one grows", "M19")
+    if not (kind == "text" and growing and dims and len(dims) == 1):
+        _check_port(node, kind, dims, keys)
+    return Output(
+        type=kind,
+        dims=dims,
+        rate=keys["rate"].integer(1) if "rate" in keys else None,
+        description=keys["description"].string() if "description" in keys else None,
+    )
+
+
+def _check_port(node: Node, kind: str, dims: tuple[Dim, ...] | None, keys: Mapping[str, Node]) -> None:
+    """What inputs and outputs have in common: dims belong to tensors (M17), a rate to audio (M18)."""
+    if kind in ("text", "bytes", "messages") and dims is not None:
+        keys["dims"].fail(f"no dims, for {kind} has none", "M17")
+    if (kind == "audio") != ("rate" in keys):
+        message = f"{kind} has a rate, only audio does" if "rate" in keys else "audio without a rate in Hz"
+        raise ManifestError(message, where=node.path, rule="M18")
+
+
+def _dims(node: Node) -> tuple[Dim, ...]:
+    return tuple(
+        item.match(DIM, "a name such as N or T*") if isinstance(item.value, str) else item.integer(1)
+        for item in node.items(1, 8)
+    )
+
+
+def parse_state(node: Node) -> State:
+    optional = ("axis", "update", "tokens", "capacity", "window", "scope", "of")
+    keys = node.object(("graph", "ports"), optional)
+    more: dict[str, Json] = _state_changes(keys, UPDATES)
+    if "scope" in keys:
+        more["scope"] = keys["scope"].choice(SCOPES)
+    if "of" in keys:
+        more["of"] = keys["of"].name()
+    return State(graph=keys["graph"].name(), **more)
+
+
+def _override(node: Node) -> dict[str, Json]:
+    """What a variant changes in a state: the keys as they stand, checked."""
+    return _state_changes(node.object((), _CHANGEABLE), UPDATES[:-1])
+
+
+def _state_changes(keys: Mapping[str, Node], updates: Iterable[Update]) -> dict[str, Json]:
+    """The keys of a state that a variant may change, as far as they are given."""
+    readers: dict[str, Callable[[Node], Json]] = {
+        "ports": lambda node: {past: port_name(present) for past, present in port_entries(node, 1).items()},
+        "axis": lambda node: node.integer(0, 7),
+        "update": lambda node: node.choice(updates),
+        "tokens": port_name,
+        "capacity": lambda node: node.integer(1),
+        "window": lambda node: node.integer(1),
+    }
+    return {key: read(keys[key]) for key, read in readers.items() if key in keys}
+
+
+def parse_text(node: Node) -> Text:
+    keys = node.object(("tokenizer",), ("template", "eos", "special"))
+    special = keys["special"].entries() if "special" in keys else {}
+    return Text(
+        tokenizer=_path(keys["tokenizer"]),
+        template=_path(keys["template"]) if "template" in keys else None,
+        eos=tuple(token.integer(0, 2**32 - 1) for token in keys["eos"].items()) if "eos" in keys else (),
+        special={name: text.string() for name, text in special.items()},
+    )
+
+
+def parse_generation(node: Node) -> dict[str, Json]:
+    readers: dict[str, Callable[[Node], Json]] = {
+        "max_tokens": lambda node: node.integer(1),
+        "temperature": lambda node: node.number(),
+        "top_k": lambda node: node.integer(),
+        "top_p": lambda node: node.number(0, 1),
+        "min_p": lambda node: node.number(0, 1),
+        "repetition_penalty": lambda node: node.number(0, above=True),
+        "seed": lambda node: node.integer(),
+        "stop": lambda node: [text.string(1) for text in node.items()],
+    }
+    return {key: readers[key](value) for key, value in node.object((), readers).items()}
+
+
+def parse_test(node: Node) -> Test:
+    keys = node.object(("in", "out"), ("name", "compare"))
+    return Test(
+        name=keys["name"].string(1) if "name" in keys else None,
+        inputs={name: _test_value(value) for name, value in keys["in"].entries().items()},
+        outputs={name: _test_value(value) for name, value in keys["out"].entries(least=1).items()},
+        compare=_compare(keys["compare"]) if "compare" in keys else "exact",
+    )
+
+
+def _test_value(node: Node) -> Json:
+    """JSON as it stands, or `{"file": member}`."""
+    return {"file": _path(node.object(("file",))["file"])} if isinstance(node.value, dict) else node.value
+
+
+def _compare(node: Node) -> Literal["exact", "tokens"] | Tolerance:
+    if not isinstance(node.value, dict):
+        return node.choice(COMPARISONS)
+    return Tolerance(**{key: bound.number() for key, bound in node.object((), ("abs", "rel")).items()})
