@@ -115,6 +115,8 @@ def child(folder: Path, place: str, wait: bool) -> None:
         after = memory()
         row |= {key: after[key] - before[key] for key in after}
     print(json.dumps(row), flush=True)
+    if wait:  # stay until every process has measured: a page shared by fewer counts more
+        sys.stdin.readline()
 
 
 def spawn(folder: Path, place: str, wait: bool = False) -> subprocess.Popen[str]:
@@ -131,10 +133,19 @@ def alone(folder: Path, place: str) -> dict[str, float]:
 def together(folder: Path, place: str, count: int) -> dict[str, float]:
     """Memory per process while `count` of them hold the model."""
     processes = [spawn(folder, place, wait=True) for _ in range(count)]
-    for process in processes:
+
+    def ask(process: subprocess.Popen[str], line: str) -> str:
+        assert process.stdin is not None
         assert process.stdout is not None
-        process.stdout.readline()
-    rows = [json.loads(process.communicate("go\n")[0]) for process in processes]
+        process.stdin.write(line)
+        process.stdin.flush()
+        return process.stdout.readline()
+
+    for process in processes:
+        ask(process, "")
+    rows = [json.loads(ask(process, "measure\n")) for process in processes]
+    for process in processes:
+        process.communicate("end\n")
     return {key: sum(row[key] for row in rows) / count for key in ("private", "proportional")}
 
 

@@ -108,7 +108,7 @@ def documents(tokenizer: TextTokenizer, rng: random.Random) -> Iterator[tuple[li
         yield ids, [IGNORED, *ids[1:]]
         for _ in range(2):
             text = tokenizer.apply_chat_template(conversation(rng), tokenize=False)
-            ids = tokenizer.encode(text, add_special_tokens=False)
+            ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)  # some are too long
             if len(ids) <= CONTEXT:
                 yield ids, chat_labels(ids, assistant, end)
 

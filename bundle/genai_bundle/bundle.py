@@ -81,6 +81,10 @@ class Bundle:
         """A copy of a member's bytes."""
         return bytes(self.view(path))
 
+    def release(self, path: str) -> None:
+        """Gives a member's pages back to the system; they are read again when touched. Views stay valid."""
+        self._container.advise(path, "DONTNEED")
+
     def graph(self, path: str) -> onnx.ModelProto:
         """A graph member, parsed and checked against the graph rules, its weights left where they are.
 

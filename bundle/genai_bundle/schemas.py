@@ -47,8 +47,11 @@ def validator(name: str) -> Validator:
             yield ValidationError(f"{instance!r} does not match {wanted!r}")
 
     types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    exact = validators.extend(Draft202012Validator, {"pattern": pattern}, type_checker=types)
+    exact: Any = validators.extend(  # type: ignore[no-untyped-call]
+        Draft202012Validator, {"pattern": pattern}, type_checker=types
+    )
     known: Registry[Any] = Registry()
     for schema in _SCHEMAS:
         known = known.with_resource(f"{schema}.json", Resource.from_contents(load(schema)))
-    return exact(load(name), registry=known)
+    made: Validator = exact(load(name), registry=known)
+    return made

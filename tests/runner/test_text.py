@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import time
@@ -11,20 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from genai_bundle.errors import GenaiError, UsageError
-from genai_runner.text import StopScanner, TextCodec, TextStream, first_stop
 from hypothesis import given
 from hypothesis import strategies as st
 
-_spec = importlib.util.spec_from_file_location("tokenizers_small", Path(__file__).with_name("tokenizers_small.py"))
-assert _spec is not None
-assert _spec.loader is not None
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
+from genai_bundle.errors import GenaiError, UsageError
+from genai_runner.text import StopScanner, TextCodec, TextStream, first_stop
+from runner import tokenizers_small as small
 
 CODECS = {name: TextCodec(small.tokenizer(decoder)) for name, decoder in small.DECODERS.items()}
 SIZE = len(json.loads(small.tokenizer(None))["model"]["vocab"])
-WHOLE = ("trailing strip", "replace across")  # decoders of which only the end makes anything certain
+WHOLE = ("unknown", "replace across")  # decoders of which only the end makes anything certain
 FAMILIES = [
     "all-MiniLM-L6-v2",
     "bert-base-uncased",
@@ -94,17 +89,18 @@ def test_bytes_wait_for_the_whole_character() -> None:
 
 @pytest.mark.parametrize("name", small.DECODERS)
 def test_streaming_is_not_quadratic(name: str) -> None:
-    codec, ids = CODECS[name], [id_of(CODECS[name], token) for token in ("▁the", "▁cat", "s", "é")] * 5000
+    codec, ids = CODECS[name], [id_of(CODECS[name], token) for token in ("▁the", "▁cat", "s", "é")] * 2500
 
     def seconds(count: int) -> float:
-        stream = codec.stream()
-        begin = time.perf_counter()
-        for id_ in ids[:count]:
-            stream.push(id_)
-        return time.perf_counter() - begin
+        best = float("inf")
+        for _ in range(3):
+            stream, begin = codec.stream(), time.perf_counter()
+            for id_ in ids[:count]:
+                stream.push(id_)
+            best = min(best, time.perf_counter() - begin)
+        return best
 
-    seconds(100)
-    assert seconds(20_000) < 20 * max(seconds(2000), 0.002)
+    assert seconds(10_000) < 20 * max(seconds(1000), 0.001)
 
 
 def test_a_stream_of_garbage_is_not_quadratic() -> None:
@@ -130,7 +126,8 @@ def test_streaming_joins_to_the_whole_for_stories260k(shared: Path) -> None:
     golden = json.loads((shared / "checkpoints/stories260K/golden_greedy.json").read_text())
     check_stream(codec, golden["prompt_ids"] + golden["greedy_ids"])
     check_stream(codec, codec.encode(MULTILINGUAL))
-    assert codec.decode(codec.encode(MULTILINGUAL)) == MULTILINGUAL.replace("</s>", "")
+    plain = MULTILINGUAL.replace("</s>", "").replace("▁", "")
+    assert codec.decode(codec.encode(plain)) == plain
     assert codec.encode("Once upon a time")[0] == 1
 
 
@@ -186,7 +183,8 @@ def test_text_is_that_of_transformers(shared: Path, name: str) -> None:
 
     codec = TextCodec(family(shared, name))
     path = str(shared / "tokenizers" / name / "tokenizer.json")
-    theirs: Any = PreTrainedTokenizerFast(tokenizer_file=path, clean_up_tokenization_spaces=False)
+    fast: Any = PreTrainedTokenizerFast
+    theirs = fast(tokenizer_file=path, clean_up_tokenization_spaces=False)
     ids = codec.encode(MULTILINGUAL)
     assert ids == theirs.encode(MULTILINGUAL)
     assert codec.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
@@ -231,14 +229,25 @@ def test_a_broken_tokenizer_says_so(raw: bytes) -> None:
         TextCodec(raw)
 
 
+def test_a_crash_inside_the_library_is_an_error_like_any_other() -> None:
+    strip = {"type": "Strip", "content": "s", "start": 0, "stop": 1}
+    codec = TextCodec(small.tokenizer({"type": "Sequence", "decoders": [{"type": "Fuse"}, strip]}))
+    with pytest.raises(GenaiError, match="the tokenizer failed"):
+        codec.decode([1])
+
+
 def test_chat_renders_and_adds_no_special_tokens() -> None:
-    template = "{{ bos_token }}{% for m in messages %} {{ m.content }}{% endfor %}{% if add_generation_prompt %} cat{% endif %}"
+    template = "{{ bos_token }}{% for m in messages %} {{ m.content }}{% endfor %}"
+    template += "{% if add_generation_prompt %} cat{% endif %}"
     codec = TextCodec(small.tokenizer(None), template, (2,), {"bos_token": "<s>"})
     messages = [{"role": "user", "content": "the"}]
     assert codec.chat(messages) == [1, id_of(codec, "the"), id_of(codec, "cat")]
     assert codec.chat(messages, add_generation_prompt=False) == [1, id_of(codec, "the")]
     with pytest.raises(UsageError, match="no chat template"):
         TextCodec(small.tokenizer(None)).chat(messages)
+
+
+STOPS = ["at", "s", " t", "é日", "日", "cats", "a ", "🙂"]
 
 
 def cut(text: str, stop: list[str]) -> str:
@@ -267,12 +276,8 @@ def test_a_scanner_cuts_before_the_first_stop_string(pieces: list[str], stop: li
 
 
 @pytest.mark.parametrize("name", small.DECODERS)
-@given(
-    ids=stream_ids(12), stop=st.lists(st.sampled_from(["at", "s", " t", "é日", "日", "cats", "a ", "🙂"]), max_size=2)
-)
-def test_a_stream_stops_where_decoding_everything_shows_a_stop_string(
-    name: str, ids: list[int], stop: list[str]
-) -> None:
+@given(ids=stream_ids(12), stop=st.lists(st.sampled_from(STOPS), max_size=2))
+def test_a_stream_stops_when_the_whole_shows_a_stop_string(name: str, ids: list[int], stop: list[str]) -> None:
     codec = CODECS[name]
     stream, out = codec.stream(stop), ""
     for count, id_ in enumerate(ids, 1):
@@ -290,5 +295,5 @@ def test_a_stop_string_over_token_borders() -> None:
     codec = CODECS["gemma"]
     stream: TextStream = codec.stream(["ats."])
     pieces = [stream.push(id_of(codec, token)) for token in ("s", "a", "t", "a", "t", "s", "a")]
-    assert pieces == ["s", "", "", "at", "", "", "ats"][:6] + ["ats"]
+    assert pieces == ["s", "", "", "at", "", "", "ats"]
     assert stream.flush() == "a"

@@ -7,26 +7,9 @@ import json
 from typing import Any
 
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
-WORDS = [
-    "▁",
-    "▁the",
-    "▁cat",
-    "s",
-    "a",
-    "t",
-    ".",
-    ",",
-    "é",
-    "日本",
-    "▁▁",
-    "##s",
-    "the",
-    "cat",
-    "n't",
-    "'s",
-    "|",
-    "x</w>",
-]
+WORDS = ["▁", "▁▁", "▁the", "▁cat", "the", "cat", "s", "a", "t", ".", ",", "é", "日本"]
+WORDS += ["##s", "n't", "'s", "|", "x</w>"]
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 LLAMA_DECODER = [
     {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
     {"type": "ByteFallback"},
@@ -54,12 +37,9 @@ DECODERS: dict[str, Any] = {
     "wordpiece": {"type": "WordPiece", "prefix": "##", "cleanup": True},
     "bpe": {"type": "BPEDecoder", "suffix": "</w>"},
     "ctc": {"type": "CTC", "pad_token": "t", "word_delimiter_token": "|", "cleanup": True},
-    "byte level": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-    "byte level in a list": {"type": "Sequence", "decoders": [{"type": "ByteLevel"}]},
-    "trailing strip": {
-        "type": "Sequence",
-        "decoders": [*LLAMA_DECODER[:3], {"type": "Strip", "content": "s", "start": 0, "stop": 1}],
-    },
+    "byte level": BYTE_LEVEL,
+    "byte level in a list": {"type": "Sequence", "decoders": [BYTE_LEVEL]},
+    "unknown": {"type": "Sequence", "decoders": [LLAMA_DECODER[0], BYTE_LEVEL]},
     "replace across": {
         "type": "Sequence",
         "decoders": [{"type": "Fuse"}, {"type": "Replace", "pattern": {"String": "at"}, "content": ""}],

@@ -174,7 +174,7 @@ def _clear(tensor: onnx.TensorProto) -> None:
 def pack_graph(
     name: str, files: Mapping[str, tuple[onnx.ModelProto, Path | None, str]]
 ) -> tuple[dict[str, bytes], dict[str, Shard]]:
-    """All files of one graph, {member: (model, folder, where)}, over the same shards: graph bytes and shards by member."""
+    """All files of one graph, {member: (model, folder, where)}, as graph bytes and the shards that they share."""
     packer = Packer(name)
     graphs = {member: packer.add(model, folder, where) for member, (model, folder, where) in files.items()}
     return graphs, packer.shards()

@@ -73,7 +73,7 @@ def assemble(source: RecipeFile, details: Mapping[str, str]) -> tuple[dict[str, 
             if isinstance(declared, str):
                 manifest[section][name] = _expand(source, declared, f"{section}.{name}")
     defaults: list[onnx.ModelProto] = []
-    for name, entry in manifest["graphs"].items():
+    for name, entry in manifest.setdefault("graphs", {}).items():
         manifest["graphs"][name] = _graph(source, name, entry, members, defaults)
     needs = [feature for feature in used(defaults) if feature not in manifest.get("requires", [])]
     if needs:
@@ -106,6 +106,8 @@ def check_shape(source: RecipeFile) -> None:
         for part in error.absolute_path:
             where += f"[{part}]" if isinstance(part, int) else f".{part}"
         message = error.message if len(error.message) <= 200 else f"{error.message[:200]}…"
+        if error.validator == "pattern" and "description" in error.schema:
+            message = f"{error.instance!r} is not of a form such as {error.schema['description']}"
         raise source.error(message, where.lstrip("."), "The shape of a recipe is in spec/manifest.md, Recipes")
 
 

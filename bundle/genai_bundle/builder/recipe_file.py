@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recipe's YAML as plain values that remember their lines.
 
-YAML as JSON's superset: the scalars of YAML 1.2's core schema only (`yes`, `12:30` and `2025-01-01` are texts), no tags,
-no duplicate keys. So a recipe holds nothing that the manifest's JSON could not.
+YAML as JSON's superset: only the scalars of YAML 1.2's core schema (`yes`, `12:30` and `2025-01-01` are texts), no
+tags, no duplicate keys. So a recipe holds nothing that the manifest's JSON could not.
 """
 
 from __future__ import annotations

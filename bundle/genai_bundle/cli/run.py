@@ -92,13 +92,13 @@ def run(
         "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or None,
     }  # fmt: skip
     began = time.perf_counter()
-    targets = dict(values.split("--output", text) for text in outputs or ())
+    targets = [values.split("--output", text) for text in outputs or ()]
     with genai_runner.load(
         file, backend=backend, device=device, variant=variant, threads=threads, low_memory=low_memory
     ) as pipe:
         load_s = time.perf_counter() - began
         manifest = pipe.manifest
-        for name in targets:
+        for name, _ in targets:
             _declared(manifest.outputs, name, "output", manifest.name)
         given = _named_inputs(manifest, inputs or [])
         given.update(_chat(manifest, message, system, messages))
@@ -107,14 +107,14 @@ def run(
 
         streamed = text_output(manifest)
         result = pipe(**request) if json or streamed is None else _stream(pipe, streamed, request)
-        for name, target in targets.items():
+        for name, target in targets:
             values.save(name, manifest.outputs[name], result.outputs[name], Path(target))
         figures = _figures(result, load_s) if stats else None
         if json:
             _print_json(result, figures)
             return
         if streamed is None:
-            _print_outputs(result, skip=set(targets))
+            _print_outputs(result, skip={name for name, _ in targets})
         if figures is not None:
             _print_stats(result, figures)
 

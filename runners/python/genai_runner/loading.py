@@ -101,6 +101,9 @@ def _load_graph(
     except Exception as error:  # an engine may raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackendError(f"{engine.name} cannot load the graph: {reason}", where=file) from error
+    if not options.low_memory:  # the engine has packed its own copy of what is large
+        for path in weights:
+            bundle.release(path)
     states: dict[str, State] = {}
     for state, spec in bundle.manifest.state.items():
         if spec.graph == name:

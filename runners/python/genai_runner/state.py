@@ -170,9 +170,17 @@ class Buffer(Group):
 class Ring(Buffer):
     """A circular buffer for a sliding window: position p lies in slot p mod size."""
 
+    def reset(self) -> None:
+        super().reset()
+        self._slots = np.full(self._size, -1)  # the position that each slot holds, -1 for none
+
     @property
     def _size(self) -> int:
-        return self.spec.capacity or self.spec.window or 0
+        return self.spec.capacity or self._window
+
+    @property
+    def _window(self) -> int:
+        return self.spec.window or 0
 
     @property
     def capacity(self) -> int | None:
@@ -181,15 +189,28 @@ class Ring(Buffer):
     @property
     def most(self) -> int | None:
         # A run overwrites the oldest slots before its first token has read its window.
-        room = self._size - (self.spec.window or 0) + 1
+        room = self._size - self._window + 1
         static = super().most
         return room if static is None else min(room, static)
 
+    def commit(self, outputs: Mapping[str, Tensor], n: int) -> None:
+        self._slots = self._after(self.length + n)
+        super().commit(outputs, n)
+
     def rewind(self, length: int) -> None:
-        lost = max(0, self.length - self._size)  # positions before this one are overwritten
-        if length and length - (self.spec.window or 0) + 1 < lost:
+        needed = np.arange(max(0, length - self._window + 1), length)  # what the next token reads
+        if not np.isin(needed, self._slots).all():
             super(Buffer, self).rewind(length)
         self.length = length
+
+    def _after(self, total: int) -> Array:
+        slots, new = self._slots.copy(), np.arange(self.length, total)
+        slots[new % self._size] = new
+        return slots
+
+    def _mask(self, total: int) -> Array:
+        slots = self._after(total)
+        return ((slots >= 0) & (slots < total)).astype(np.int64)[None]
 
     def _field(self, name: str, n: int) -> Array:
         return np.asarray(self._size) if name == "capacity" else super()._field(name, n)

@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from genai_bundle.errors import GenaiError, UsageError
 from tokenizers import Tokenizer
+
+from genai_bundle.errors import GenaiError, UsageError
 
 from .chat import Message, render_chat
 
@@ -59,7 +60,13 @@ class TextCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens. Ids that the vocabulary lacks give nothing."""
-        text: str = self.tokenizer.decode([_fitting(id_) for id_ in ids], skip_special_tokens=True)
+        try:
+            text: str = self.tokenizer.decode([_fitting(id_) for id_ in ids], skip_special_tokens=True)
+        except BaseException as error:
+            # A decoder that the library did not foresee makes it panic, which comes as no Exception.
+            if isinstance(error, GenaiError) or type(error).__name__ != "PanicException":
+                raise
+            raise GenaiError(f"the tokenizer failed to decode: {error}", where="text.tokenizer") from error
         return text
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
