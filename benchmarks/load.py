@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from genai_bundle.writer import Shard, write_bundle
 from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
+
+from genai_bundle.writer import Shard, write_bundle
 
 WIDTH = 2048  # one layer is 16 MiB of fp32
 PLACES = ("inside", "low-memory", "packed")
@@ -94,8 +95,9 @@ def high_water() -> int:
 
 def child(folder: Path, place: str, wait: bool) -> None:
     """Load one way, run once where `wait` asks for it, and print what it cost."""
-    import genai_runner
     import onnxruntime as ort
+
+    import genai_runner
 
     x = np.ones((1, WIDTH), np.float32)
     Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark

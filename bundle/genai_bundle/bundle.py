@@ -136,14 +136,14 @@ class Bundle:
         for path, member in self.members.items():
             entry = self.manifest.files.get(path)
             if entry is None and path not in (MIMETYPE_MEMBER, MANIFEST_MEMBER):
-                raise ContainerError("the manifest does not list this member", where=path, rule="C29", hint="remove it")
+                raise ContainerError("the manifest does not list this member", where=path, rule="C29", hint="Remove it")
             if entry is not None and entry.size != member.size:
                 message = f"{member.size} bytes, where the manifest lists {entry.size}"
-                raise ContainerError(message, where=path, rule="C31", hint="fetch the bundle again")
+                raise ContainerError(message, where=path, rule="C31", hint="Fetch the bundle again")
         for path in self.manifest.files:
             if path not in self.members:
                 message = "the manifest lists this member, and it is missing"
-                raise ContainerError(message, where=path, rule="C30", hint="fetch the bundle again")
+                raise ContainerError(message, where=path, rule="C30", hint="Fetch the bundle again")
 
     def _check_small(self) -> None:
         """Compares the digests of all members but weights."""
@@ -155,7 +155,7 @@ class Bundle:
                 self._compare(path, entry, digester)
 
     def _compare(self, path: str, entry: FileEntry | None, digester: Digester) -> None:
-        hint = "the bundle was damaged or changed; fetch it again"
+        hint = "The bundle was damaged or changed; fetch it again"
         if entry is not None:
             for index, (found, listed) in enumerate(zip(digester.chunks, entry.chunks or (), strict=False)):
                 if found != listed:

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import NoReturn
 
 from .errors import ManifestError
 from .layout import MAX_MANIFEST
+from .names import at
 from .records import Json
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 MAX_INTEGER = 1 << 53
 MAX_DEPTH = 64
@@ -52,24 +56,24 @@ def parse(raw: bytes, *, where: str = "manifest.json") -> Json:
 
 
 def _encode(value: Json) -> bytes:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ManifestError("a text holds half of a surrogate pair, which UTF-8 cannot write", rule="M1") from error
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
 
 
 def _check(value: Json) -> None:
     """Refuse what JSON's grammar allows and the canonical form does not, with the document path."""
     for path, depth, item in _walk(value):
         if depth > MAX_DEPTH:
-            raise ManifestError(f"nested deeper than {MAX_DEPTH} levels", where=path, rule="M5")
+            raise ManifestError(f"nested deeper than {MAX_DEPTH} levels", where=f"{path[:40]}…", rule="M5")
         if isinstance(item, float) and (not math.isfinite(item) or (item == 0 and math.copysign(1, item) < 0)):
             raise ManifestError(f"{item!r} is not allowed, a number is finite and not -0.0", where=path, rule="M3")
         if isinstance(item, int) and abs(item) > MAX_INTEGER:
             raise ManifestError(f"the integer {item} lies outside of ±2^53", where=path, rule="M4")
-        if isinstance(item, dict) and not all(isinstance(key, str) for key in item):
-            raise ManifestError("a key is not a text", where=path, rule="M1")
+        texts = item if isinstance(item, dict) else (item,) if isinstance(item, str) else ()
+        for text in texts:
+            if not isinstance(text, str):
+                raise ManifestError("a key is not a text", where=path, rule="M1")
+            if not text.isascii() and _SURROGATE.search(text):
+                raise ManifestError("a text holds half of a surrogate pair", where=path, rule="M1")
         if not isinstance(item, dict | list | str | int | float | None):
             raise ManifestError(f"a {type(item).__name__} is not JSON", where=path, rule="M1")
 
@@ -83,7 +87,7 @@ def _walk(value: Json) -> Iterator[tuple[str, int, Json]]:
         if depth > MAX_DEPTH:
             continue
         if isinstance(item, dict):
-            waiting.extend((f"{path}.{key}".lstrip("."), depth + 1, child) for key, child in item.items())
+            waiting.extend((at(path, key), depth + 1, child) for key, child in item.items())
         elif isinstance(item, list):
             waiting.extend((f"{path}[{index}]", depth + 1, child) for index, child in enumerate(item))
 

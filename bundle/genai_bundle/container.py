@@ -103,11 +103,11 @@ def _check_heads(container: Container) -> None:
     size = container.members[MANIFEST_MEMBER].size
     if size > MAX_MANIFEST:
         message = f"the manifest has {size} bytes, more than {MAX_MANIFEST}"
-        raise ContainerError(message, where=MANIFEST_MEMBER, rule="C32", hint="keep data in members of their own")
+        raise ContainerError(message, where=MANIFEST_MEMBER, rule="C32", hint="Keep data in members of their own")
     content = bytes(container.view(MIMETYPE_MEMBER)[: len(MIMETYPE) + 1])
     if content != MIMETYPE:
         message = f"the media type is {content!r}, not {MIMETYPE!r}"
-        raise ContainerError(message, where=MIMETYPE_MEMBER, rule="C2", hint="this is another kind of bundle")
+        raise ContainerError(message, where=MIMETYPE_MEMBER, rule="C2", hint="This is another kind of bundle")
 
 
 def _open_file(path: Path) -> Container:
@@ -133,7 +133,7 @@ def _open_folder(root: Path) -> Container:
             raise ContainerError("the folder has no such file", where=name, rule="C30", hint=f"{root} is no bundle")
     if clash := find_clash(sorted(files)):
         message = f"the name cannot stand beside {clash[1]!r} on every file system"
-        raise ContainerError(message, where=clash[0], rule="C22", hint="rename one")
+        raise ContainerError(message, where=clash[0], rule="C22", hint="Rename one")
     maps: dict[str, mmap.mmap | bytes] = {}
     try:
         for name in sorted(files):
@@ -155,11 +155,11 @@ def _walk(root: Path, prefix: str, count: int = 0) -> Iterator[tuple[str, int]]:
     for item in sorted(os.scandir(root / prefix), key=lambda item: item.name):
         empty = False
         path = f"{prefix}{item.name}"
-        shown = path.encode("ascii", "backslashreplace").decode()
+        shown = ascii(path)  # may hold control characters or half a surrogate pair
         if problem := path_problem(path):
-            raise ContainerError(f"the name {problem}", where=shown, rule="C20", hint="rename or remove the file")
+            raise ContainerError(f"the name {problem}", where=shown, rule="C20", hint="Rename or remove the file")
         if item.is_symlink():
-            hint = "copy the files themselves, for example with `cp -rL`"
+            hint = "Copy the files themselves, for example with `cp -rL`"
             raise ContainerError("a link, whose target may lie anywhere", where=shown, rule="F1", hint=hint)
         if item.is_dir(follow_symlinks=False):
             for found in _walk(root, f"{path}/", count):
@@ -169,11 +169,11 @@ def _walk(root: Path, prefix: str, count: int = 0) -> Iterator[tuple[str, int]]:
             count += 1
             yield path, item.stat(follow_symlinks=False).st_size
         else:
-            raise ContainerError("neither a file nor a folder", where=shown, rule="F2", hint="remove it")
+            raise ContainerError("neither a file nor a folder", where=shown, rule="F2", hint="Remove it")
         if count > MAX_MEMBERS:
-            raise ContainerError(f"more than {MAX_MEMBERS} files", where=shown, rule="C9", hint="is this a bundle?")
+            raise ContainerError(f"more than {MAX_MEMBERS} files", where=shown, rule="C9", hint="Is this a bundle?")
     if empty and prefix:
-        raise ContainerError("an empty folder, which a file could not hold", where=prefix, rule="F3", hint="remove it")
+        raise ContainerError("an empty folder, which a file could not hold", where=prefix, rule="F3", hint="Remove it")
 
 
 def _map(path: Path, *, follow: bool = True) -> mmap.mmap | bytes:
@@ -183,7 +183,7 @@ def _map(path: Path, *, follow: bool = True) -> mmap.mmap | bytes:
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise ContainerError("not a regular file", where=str(path), rule="F2", hint="a bundle is a file or folder")
+            raise ContainerError("not a regular file", where=str(path), rule="F2", hint="A bundle is a file or folder")
         if status.st_size == 0:
             return b""
         return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)

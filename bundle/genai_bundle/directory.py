@@ -28,8 +28,8 @@ from .layout import (
 from .paths import find_clash, path_problem
 from .records import MANIFEST_MEMBER, MIMETYPE_MEMBER
 
-AGAIN = "fetch or build the bundle again"
-REBUILD = "this file was not written by a bundle writer; build it with one"
+AGAIN = "Fetch or build the bundle again"
+REBUILD = "This file was not written by a bundle writer; build it with one"
 ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13
 DESCRIPTOR = 1 << 3
 
@@ -85,7 +85,7 @@ def _check_start(data: memoryview) -> None:
         raise _refuse("C1", 0, f"the file does not begin with the member `mimetype` but with {found!r}", REBUILD)
     content = bytes(data[header : header + len(MIMETYPE)])
     if content != MIMETYPE and len(content) == len(MIMETYPE):
-        raise _refuse("C2", header, f"the media type is {content!r}, not {MIMETYPE!r}", "this is another kind of file")
+        raise _refuse("C2", header, f"the media type is {content!r}, not {MIMETYPE!r}", "This is another kind of file")
 
 
 def _read_end(data: memoryview) -> tuple[int, int, int]:
@@ -95,7 +95,7 @@ def _read_end(data: memoryview) -> tuple[int, int, int]:
         raise _bad_end(data)
     _, disk, first, here, count, size, start, _ = archive.END.unpack_from(data, at)
     if disk or first or here != count:
-        raise _refuse("C6", at, "the archive is split over several files", REBUILD)
+        raise _refuse("C6", at, "the archive is split over files, or has two counts of entries", REBUILD)
     stop = at
     if start == archive.WIDE:
         stop = at - archive.LOCATOR.size - archive.END64.size
@@ -157,9 +157,9 @@ def _read_entries(data: memoryview, count: int, start: int, stop: int) -> list[_
 def _read_entry(fields: tuple[int, ...], raw: bytes, extra: bytes) -> _Entry:
     """Checks one directory entry on its own."""
     _, made, needed, flags, method, time, date, crc, stored, size, _, _, comment, disk, inner, outer, header = fields
-    path = raw.decode("ascii", "backslashreplace")
+    path = raw.decode("latin-1")
     if problem := path_problem(path):
-        raise _refuse("C20", path, f"the member's name {problem}", "rename it")
+        raise _refuse("C20", ascii(path), f"the member's name {problem}", "Rename it")
     if flags & ENCRYPTED:
         raise _refuse("C11", path, "the member is encrypted", REBUILD)
     if flags & DESCRIPTOR:
@@ -201,7 +201,7 @@ def _check_names(paths: list[str]) -> None:
             raise _refuse("C21", path, "two members have this name", REBUILD)
         seen.add(path)
     if clash := find_clash(paths):
-        raise _refuse("C22", clash[0], f"the name cannot stand beside {clash[1]!r} on every file system", "rename one")
+        raise _refuse("C22", clash[0], f"the name cannot stand beside {clash[1]!r} on every file system", "Rename one")
     if MANIFEST_MEMBER not in seen:
         raise _refuse("C30", MANIFEST_MEMBER, "the bundle has no manifest", REBUILD)
     rest = seen - {MIMETYPE_MEMBER, MANIFEST_MEMBER}

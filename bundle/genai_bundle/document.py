@@ -6,6 +6,7 @@ Every question either answers in the asked type or raises a ManifestError that s
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,12 +14,10 @@ from typing import NoReturn, TypeVar
 
 from .canonical import MAX_INTEGER
 from .errors import ManifestError
-from .names import NAME
+from .names import NAME, at
 from .records import Json
 
 Word = TypeVar("Word", bound=str)
-
-_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "a bool", int: "an integer", float: "a number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +30,17 @@ class Node:
 
     def fail(self, expected: str, rule: str = "M9") -> NoReturn:
         """Refuse this value."""
-        shown = repr(self.value) if isinstance(self.value, str | int | float) else _KINDS.get(type(self.value), "null")
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}…"
-        raise ManifestError(f"{shown} where {expected} was expected", where=self.path or "manifest", rule=rule)
+        shown = json.dumps(self.value, ensure_ascii=False)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}…"
+        raise ManifestError(f"{expected} was expected, not {shown}", where=self.path or "manifest", rule=rule)
+
+    def refuse(self, message: str, rule: str) -> NoReturn:
+        """Refuse this value with a message of its own."""
+        raise ManifestError(message, where=self.path or "manifest", rule=rule)
 
     def child(self, key: str) -> Node:
         """The value under `key`, which is there."""
-        return Node(self.value[key], f"{self.path}.{key}".lstrip("."), self.strict)
+        return Node(self.value[key], at(self.path, key), self.strict)
 
     def object(self, required: Iterable[str] = (), optional: Iterable[str] = ()) -> dict[str, Node]:
         """An object with fixed keys, by key; keys that begin with `x-` are left out."""
@@ -46,7 +49,7 @@ class Node:
         required, known = tuple(required), {*required, *optional}
         for key in required:
             if key not in self.value:
-                raise ManifestError(f"the key {key!r} is missing", where=self.path or "manifest", rule="M7")
+                self.refuse(f"the key {key!r} is missing", "M7")
         for key in self.value:
             if self.strict and key not in known and not key.startswith("x-"):
                 raise ManifestError(
@@ -65,8 +68,7 @@ class Node:
             self.fail("an entry")
         for key in self.value:
             if not pattern.fullmatch(key):
-                place = self.path or "manifest"
-                raise ManifestError(f"{key!r} is not a name ({pattern.pattern})", where=place, rule="M10")
+                self.refuse(f"{key!r} is not a name ({pattern.pattern})", "M10")
         return {key: self.child(key) for key in self.value}
 
     def items(self, least: int = 0, most: int | None = None) -> list[Node]:
@@ -74,7 +76,7 @@ class Node:
         if not isinstance(self.value, list):
             self.fail("a list")
         if len(self.value) < least or (most is not None and len(self.value) > most):
-            self.fail(f"a list of at least {least}" + (f" and at most {most}" if most is not None else ""))
+            self.fail(f"a list of {least}" + ("" if least == most else f" to {most}" if most else " or more"))
         return [Node(item, f"{self.path}[{index}]", self.strict) for index, item in enumerate(self.value)]
 
     def string(self, least: int = 0) -> str:
@@ -109,7 +111,7 @@ class Node:
     def integer(self, least: int = 0, most: int = MAX_INTEGER) -> int:
         """An integer, written without a point."""
         if type(self.value) is not int or not least <= self.value <= most:
-            self.fail(f"an integer of at least {least}" + (f" and at most {most}" if most < MAX_INTEGER else ""))
+            self.fail(f"an integer from {least} to {most}")
         return self.value
 
     def number(self, least: float = 0, most: float | None = None, *, above: bool = False) -> float:

@@ -8,11 +8,13 @@ names; a body or branch works on a copy, so what it assigns is gone when it ends
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from .errors import GrammarError
+from .names import at
+from .ports import Ports
 from .records import OPTION_TYPES, Emit, Generate, If, Loop, Manifest, Run, State, Step
 from .signatures import INTEGERS, Kind, Signature, fits, literal_fits, merge, ops, signature
 from .steps import DRAWN
@@ -94,12 +96,12 @@ def states_of(manifest: Manifest, graph: str, variant: int | None = None) -> dic
 class Flow:
     """Walks a manifest's steps and raises GrammarError at the first that makes no sense.
 
-    port_kind: (graph, port, is output) -> the kind of a graph's port; None where graphs have not been read.
+    ports: the ports of each graph's default file, by graph; empty where graphs have not been read.
     """
 
-    def __init__(self, manifest: Manifest, port_kind: Callable[[str, str, bool], Kind]) -> None:
+    def __init__(self, manifest: Manifest, ports: Mapping[str, Ports] | None = None) -> None:
         self.manifest = manifest
-        self.port_kind = port_kind
+        self.ports = ports or {}
         self.emitted: set[str] = set()
 
     def walk(self) -> None:
@@ -108,8 +110,9 @@ class Flow:
         for name, given in self.manifest.inputs.items():
             values[name] = Value("f32" if given.type == "audio" else given.type, given.optional)
         self.steps(self.manifest.steps, Scope(values), looping=False, done=set())
-        for name in self.manifest.outputs.keys() - self.emitted:
-            fail("P16", "no step emits this output", f"outputs.{name}")
+        for name in self.manifest.outputs:
+            if name not in self.emitted:
+                fail("P16", "no step emits this output", f"outputs.{name}")
 
     def steps(self, steps: Iterable[Step], scope: Scope, looping: bool, done: set[str]) -> None:
         """Check steps of one scope. `done`: outputs that were set on the way here."""
@@ -129,8 +132,9 @@ class Flow:
 
     def run(self, step: Run, scope: Scope) -> None:
         """A graph or op: its inputs are visible, its outputs are new."""
-        for port in step.inputs.keys() & step.literals.keys():
-            fail("P7", f"the port {port!r} is bound by `in` and by `with`", step.where)
+        for port in step.inputs:
+            if port in step.literals:
+                fail("P7", f"the port {port!r} is bound by `in` and by `with`", step.where)
         called = signature(step.target) if step.is_op else None
         if step.is_op and called is None:
             fail("P4", f"unknown host op {step.target!r}", f"{step.where}.run", nearest(step.target, ops()))
@@ -142,13 +146,17 @@ class Flow:
             self._graph(step, kinds)
         else:
             self._op(step, called, kinds)
+        known = self.ports.get(step.target)
         for port, name in step.outputs.items():
-            kind = called.output_kind(port, kinds, step.literals) if called else self.port_kind(step.target, port, True)
-            scope.define(name, Value(kind), f"{step.where}.out[{port!r}]")
+            if called is not None:
+                kind = called.output_kind(port, kinds, step.literals)
+            else:
+                kind = known.outputs[port].dtype if known else None
+            scope.define(name, Value(kind), at(f"{step.where}.out", port))
 
     def _read(self, step: Run, port: str, scope: Scope, called: Signature | None) -> Kind:
         """The kind of what `port` is given."""
-        source, where = step.inputs[port], f"{step.where}.in[{port!r}]"
+        source, where = step.inputs[port], at(f"{step.where}.in", port)
         if "." in source:
             self._field(source, step, where)
             return "i64"
@@ -170,8 +178,10 @@ class Flow:
                 fail("P8", f"the state {name!r} has no capacity", where)
 
     def _graph(self, step: Run, kinds: dict[str, Kind]) -> None:
+        known = self.ports.get(step.target)
         for port, kind in kinds.items():
-            self._kind(kind, self.port_kind(step.target, port, False), f"{step.where}.in[{port!r}]")
+            if known is not None and port in known.inputs:  # a port may be some variant's only
+                self._kind(kind, known.inputs[port].dtype, at(f"{step.where}.in", port))
         graph = self.manifest.graphs[step.target]
         for variant in (None, *range(len(graph.variants))):
             for name, state in states_of(self.manifest, step.target, variant).items():
@@ -187,16 +197,17 @@ class Flow:
         for port, kind in kinds.items():
             if port not in called.inputs:
                 fail("P5", f"{step.target} has no input {port!r}", f"{step.where}.in", nearest(port, called.inputs))
-            self._kind(kind, called.inputs[port], f"{step.where}.in[{port!r}]")
+            self._kind(kind, called.inputs[port], at(f"{step.where}.in", port))
         for port, value in step.literals.items():
             want = called.literals.get(port, called.inputs.get(port))
             if want is None:
                 known = (*called.literals, *called.inputs)
                 fail("P5", f"{step.target} takes no {port!r}", f"{step.where}.with", nearest(port, known))
             if not literal_fits(value, want):
-                fail("P5", f"{value!r} is no literal for {port!r} ({want})", f"{step.where}.with[{port!r}]")
-        for port in step.outputs.keys() - called.outputs.keys():
-            fail("P5", f"{step.target} gives no {port!r}", f"{step.where}.out", nearest(port, called.outputs))
+                fail("P5", f"{value!r} is no literal for {port!r} ({want})", at(f"{step.where}.with", port))
+        for port in step.outputs:
+            if port not in called.outputs:
+                fail("P5", f"{step.target} gives no {port!r}", f"{step.where}.out", nearest(port, called.outputs))
         if step.target.startswith("text."):
             self.needs_text(step.where, template=step.target.startswith("text.chat@"))
 

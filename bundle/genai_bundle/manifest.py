@@ -10,7 +10,7 @@ from . import FORMAT_VERSION
 from .canonical import parse
 from .document import Node
 from .errors import ManifestError, VersionError
-from .names import FEATURE, FORMAT, LICENSE, WORD
+from .names import FORMAT, LICENSE, WORD
 from .records import (
     CHUNK_SIZE,
     MANIFEST_MEMBER,
@@ -141,7 +141,7 @@ def _check_version(top: Node) -> bool:
         )
     features = top.child("requires").items() if "requires" in top.value else []
     for index, feature in enumerate(features):
-        if feature.match(FEATURE, "a feature such as domain:com.microsoft") not in FEATURES:
+        if feature.string(1) not in FEATURES:
             raise VersionError(
                 f"the bundle requires {feature.value!r}, which this reader does not know",
                 where=feature.path,
@@ -149,7 +149,7 @@ def _check_version(top: Node) -> bool:
                 hint=f"Known: {', '.join(FEATURES)}. Update genai-bundle",
             )
         if feature.value in top.value["requires"][:index]:
-            feature.fail("a feature that is not listed yet")
+            raise ManifestError(f"{feature.value!r} is listed twice", where=feature.path, rule="M9")
     return minor <= own_minor
 
 

@@ -27,8 +27,6 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 FORMAT = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 
-FEATURE = re.compile(r"[a-z]+:[A-Za-z0-9._-]+")
-
 MAX_PORT = 200
 """Characters of a port's name; ONNX sets no limit of its own."""
 
@@ -39,6 +37,13 @@ PATH = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
 
 MAX_PATH = 200
 """Characters; leaves room for a folder in front on systems that stop at 260."""
+
+
+def at(path: str, key: str) -> str:
+    """The document path of `key` in the object at `path`: `state.kv`, `files['docs/LICENSE']`."""
+    if NAME.fullmatch(key):
+        return f"{path}.{key}" if path else key
+    return f"{path}[{key!r}]"
 
 
 def is_path(text: str) -> bool:

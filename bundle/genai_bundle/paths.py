@@ -19,7 +19,7 @@ def path_problem(path: str) -> str | None:
         return "is absolute, leaves the bundle, or has an empty segment"
     if any(segment.startswith(".") or segment.endswith(".") for segment in segments):
         return "has a segment that begins with a dot (hidden) or ends in one (which Windows drops)"
-    if any(is_path(f"{segment}_") for segment in segments if not is_path(segment)):
+    if any(is_path(f"_{segment}") for segment in segments if not is_path(segment)):
         return "has a segment that names a device on Windows"
     return "has other characters than A-Z a-z 0-9 . _ - and the / between segments"
 

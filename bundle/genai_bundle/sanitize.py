@@ -122,21 +122,21 @@ class _Sanitizer:
             self._check_function(function)
         self._check_calls()
         if model.training_info:
-            raise self._refuse("G19", "the model has training_info", "export it for inference")
+            raise self._refuse("G19", "the model has training_info", "Export it for inference")
         if any(entry.key == "ort_config" for entry in model.metadata_props):
-            raise self._refuse("G17", "the metadata entry `ort_config` sets options of an engine", "remove it")
+            raise self._refuse("G17", "the metadata entry `ort_config` sets options of an engine", "Remove it")
         self._check_graph(model.graph, imports, top=True)
         return model
 
     def _refuse(self, rule: str, message: str, hint: str | None = None, where: str = "") -> GraphError:
         place = f"{self.file}: {where}" if where else self.file
         return GraphError(
-            message, where=place, rule=rule, hint=hint or "export the graph again, with a current exporter"
+            message, where=place, rule=rule, hint=hint or "Export the graph again, with a current exporter"
         )
 
     def _parse(self, data: bytes | memoryview) -> onnx.ModelProto:
         if len(data) > MAX_BYTES:
-            raise self._refuse("G1", f"{len(data)} bytes are more than protobuf reads", "move tensors into weights/")
+            raise self._refuse("G1", f"{len(data)} bytes are more than protobuf reads", "Move tensors into weights/")
         model = onnx.ModelProto()
         try:
             model.ParseFromString(bytes(data))
@@ -207,7 +207,7 @@ class _Sanitizer:
             if domain not in imports:
                 raise self._refuse("G4", f"no operator set is imported for the domain {node.domain!r}", where=where)
             if domain not in self.domains and domain in CONTRIB:
-                hint = f'add "domain:{domain}" to `requires`, or use the node in a variant only'
+                hint = f'Add "domain:{domain}" to `requires`, or use the node in a variant only'
                 raise self._refuse("G6", f"a default graph uses the domain {domain!r}", hint, where)
             if domain not in self.domains:
                 raise self._refuse("G5", f"operators of the domain {domain!r} are not allowed", where=where)

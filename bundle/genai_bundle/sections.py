@@ -56,14 +56,14 @@ def parse_files(node: Node) -> dict[str, FileEntry]:
         node.fail("an object")
     found: dict[str, FileEntry] = {}
     for key, value in node.value.items():
-        where = f"files[{key!r}]"
-        path = _path(Node(key, where))
+        entry = Node(value, f"files[{key!r}]", node.strict)
+        path = _path(Node(key, entry.path))
         if path.lower() in (MIMETYPE_MEMBER, MANIFEST_MEMBER):
-            raise ManifestError("this member is never listed", where=where, rule="M12")
-        found[path] = _file(path, Node(value, where, node.strict))
+            entry.refuse("this member is never listed", "M12")
+        found[path] = _file(path, entry)
     clash = find_clash(found)
     if clash:
-        raise ManifestError(f"{clash[0]!r} and {clash[1]!r} cannot be unpacked side by side", where="files", rule="M13")
+        node.refuse(f"{clash[0]!r} and {clash[1]!r} cannot be unpacked side by side", "M13")
     return found
 
 
@@ -71,12 +71,10 @@ def _file(path: str, node: Node) -> FileEntry:
     keys = node.object(("size", "sha256"), ("chunks",))
     size = keys["size"].integer()
     if is_weights(path) != ("chunks" in keys):
-        expected = "has no chunks" if is_weights(path) else "has chunks, which are for weights/ only"
-        raise ManifestError(f"{path!r} {expected}", where=node.path, rule="M14")
+        node.refuse("`chunks` is missing" if is_weights(path) else "only members under weights/ have `chunks`", "M14")
     chunks = tuple(_digest(chunk) for chunk in keys["chunks"].items()) if "chunks" in keys else None
     if chunks is not None and len(chunks) != -(-size // CHUNK_SIZE):
-        message = f"{len(chunks)} digests for {size} bytes, one for each 4 MiB begun was expected"
-        raise ManifestError(message, where=keys["chunks"].path, rule="M14")
+        keys["chunks"].refuse(f"{len(chunks)} digests for {size} bytes, not one for each 4 MiB begun", "M14")
     return FileEntry(size, _digest(keys["sha256"]), chunks)
 
 
@@ -104,7 +102,7 @@ def _variant(node: Node) -> Variant:
     keys = node.object(("name", "when", "file"), ("state",))
     name = keys["name"].match(WORD, "a word such as ort-cpu")
     if name in ("auto", "portable"):
-        keys["name"].fail("another name (this word chooses among variants)", "M26")
+        keys["name"].refuse(f"{name!r} is no name for a variant: it chooses among variants", "M26")
     when = keys["when"].object(("backend",), ("device",))
     overrides = keys["state"].entries() if "state" in keys else {}
     return Variant(
@@ -121,9 +119,9 @@ def parse_input(node: Node) -> Input:
     dims = _dims(keys["dims"]) if "dims" in keys else None
     _check_port(node, kind, dims, keys)
     if dims and any(str(dim).endswith("*") for dim in dims):
-        keys["dims"].fail("dims of which none grows", "M19")
+        keys["dims"].refuse("no dim of an input grows", "M19")
     if "default" in keys and "optional" in keys:
-        node.fail("an input that is optional or has a default, not both", "M20")
+        node.refuse("an input is optional or has a default, not both", "M20")
     return Input(
         type=kind,
         dims=dims,
@@ -141,7 +139,7 @@ def parse_output(node: Node) -> Output:
     dims = _dims(keys["dims"]) if "dims" in keys else None
     growing = [dim for dim in dims or () if str(dim).endswith("*")]
     if len(growing) > 1:
-        keys["dims"].fail("dims of which at most one grows", "M19")
+        keys["dims"].refuse("more than one dim grows", "M19")
     if not (kind == "text" and growing and dims and len(dims) == 1):
         _check_port(node, kind, dims, keys)
     return Output(
@@ -155,10 +153,9 @@ def parse_output(node: Node) -> Output:
 def _check_port(node: Node, kind: str, dims: tuple[Dim, ...] | None, keys: Mapping[str, Node]) -> None:
     """What inputs and outputs have in common: dims belong to tensors (M17), a rate to audio (M18)."""
     if kind in ("text", "bytes", "messages") and dims is not None:
-        keys["dims"].fail(f"no dims, for {kind} has none", "M17")
+        keys["dims"].refuse(f"{kind} has no dims", "M17")
     if (kind == "audio") != ("rate" in keys):
-        message = f"{kind} has a rate, only audio does" if "rate" in keys else "audio without a rate in Hz"
-        raise ManifestError(message, where=node.path, rule="M18")
+        node.refuse(f"{kind} has no rate, only audio does" if "rate" in keys else "audio needs its rate in Hz", "M18")
 
 
 def _dims(node: Node) -> tuple[Dim, ...]:

@@ -91,7 +91,7 @@ def literal_fits(value: Json, want: str) -> bool:
         leaf = leaf[0] if leaf else 0
     if want == "bool":
         return isinstance(leaf, bool)
-    return isinstance(leaf, bool | int | float)
+    return isinstance(leaf, int | float) and (want == "tensor" or not isinstance(leaf, bool))
 
 
 def merge(one: Kind, other: Kind) -> Kind:

@@ -94,11 +94,11 @@ def _foreign(target: Path) -> bool:
 
 def _check_target(target: Path, overwrite: bool, foreign: bool, what: str) -> None:
     if not target.parent.is_dir():
-        raise UsageError(f"there is no folder {target.parent}", where=str(target), hint="make it first")
+        raise UsageError(f"there is no folder {target.parent}", where=str(target), hint="Make it first")
     if not overwrite and os.path.lexists(target):
-        raise UsageError("exists already", where=str(target), hint="choose another name, or ask to overwrite it")
+        raise UsageError("exists already", where=str(target), hint="Choose another name, or ask to overwrite it")
     if foreign:
-        raise UsageError(f"is {what}, and is not replaced by a bundle", where=str(target), hint="choose another name")
+        raise UsageError(f"is {what}, and is not replaced by a bundle", where=str(target), hint="Choose another name")
 
 
 def _take_name(part: Path, target: Path, overwrite: bool) -> None:
@@ -135,7 +135,7 @@ def _telling(target: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        raise UsageError("exists already", where=str(target), hint="somebody wrote it meanwhile") from error
+        raise UsageError("exists already", where=str(target), hint="Somebody wrote it meanwhile") from error
     except PermissionError as error:
         advice = (
             f"choose a folder that you may write to instead of {target.parent}, and close programs that use the file"
@@ -143,5 +143,5 @@ def _telling(target: Path) -> Iterator[None]:
         raise UsageError("cannot be written: permission denied", where=str(target), hint=advice) from error
     except OSError as error:
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-        hint = f"free some space on the disk of {target.parent}" if full else None
+        hint = f"Free some space on the disk of {target.parent}" if full else None
         raise GenaiError(f"cannot be written: {error.strerror or error}", where=str(target), hint=hint) from error

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping
 
 from .document import Node
-from .errors import ManifestError
 from .names import MAX_PORT, NAME, OP, REFERENCE
 from .records import Emit, Generate, If, Json, Loop, Run, Step
 
@@ -47,8 +46,7 @@ def _step(node: Node) -> Step:
         node.fail("a step, an object")
     found = [kind for kind in kinds if kind in node.value]
     if len(found) != 1:
-        message = f"a step is one of {', '.join(kinds)}; this one is {' and '.join(found) or 'none of them'}"
-        raise ManifestError(message, where=node.path, rule="M21")
+        node.refuse(f"a step is one of {', '.join(kinds)}; this is {' and '.join(found) or 'none of them'}", "M21")
     return kinds[found[0]](node)
 
 
@@ -79,7 +77,7 @@ def _shape(node: Node) -> tuple[int, ...]:
         node.fail("a bool, a number, a text, or lists of these", "M23")
     shapes = [_shape(item) for item in node.items()]
     if any(shape != shapes[0] for shape in shapes):
-        node.fail("a list whose items have the same dims", "M23")
+        node.refuse("the items of this list differ in their dims", "M23")
     return (len(shapes), *(shapes[0] if shapes else ()))
 
 
@@ -87,9 +85,9 @@ def _loop(step: Node) -> Loop:
     node = step.object(("loop",))["loop"]
     keys = node.object(("do",), ("carry", "max", "index", "while", "until", "reset"))
     if not {"max", "while", "until"} & keys.keys():
-        raise ManifestError("a loop without an end: give max, while or until", where=node.path, rule="M24")
+        node.refuse("a loop without an end: give max, while or until", "M24")
     if {"while", "until"} <= keys.keys():
-        raise ManifestError("a loop has while or until, not both", where=node.path, rule="M25")
+        node.refuse("a loop has while or until, not both", "M25")
     limit = keys.get("max")
     return Loop(
         carry=_carry(keys["carry"]) if "carry" in keys else {},

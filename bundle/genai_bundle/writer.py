@@ -129,7 +129,7 @@ class _Report:
 def _manifest(document: Mapping[str, Any], entries: Mapping[str, FileEntry]) -> bytes:
     """The manifest's bytes with `files` filled in; parsed once, for a reader would refuse what the parser refuses."""
     if "files" in document:
-        raise SourceError("the manifest given to a writer has `files`", hint="leave it out: it is computed")
+        raise SourceError("the manifest given to a writer has `files`", hint="Leave it out: it is computed")
     files: dict[str, dict[str, Any]] = {}
     for path, entry in entries.items():
         files[path] = {"size": entry.size, "sha256": entry.sha256}

@@ -55,9 +55,14 @@ def tokenizer() -> bytes:
 
 
 def talker(target: Path, **changes: Any) -> Path:
-    """A bundle that counts on from the last word of its prompt, or of its chat, to `seven`; with a variant and a test."""
+    """A bundle that counts on from the last word of its prompt or chat to `seven`; it has a variant and a test."""
     body = {"run": "decoder", "in": {"ids": "ids", "mask": "kv.mask"}, "out": {"logits": "logits"}}
-    generate = {"carry": {"ids": "token"}, "do": [body], "logits": "logits", "emit": {"text": "text.decode@1", "tokens": "token"}}
+    generate = {
+        "carry": {"ids": "token"},
+        "do": [body],
+        "logits": "logits",
+        "emit": {"text": "text.decode@1", "tokens": "token"},
+    }
     encode = {"run": "text.encode@1", "in": {"text": "prompt"}, "out": {"ids": "ids"}}
     chat = {"run": "text.chat@1", "in": {"messages": "messages"}, "out": {"ids": "ids"}}
     variant = {"name": "ort-cpu", "when": {"backend": "onnxruntime", "device": "cpu"}, "file": "decoder.ort-cpu.onnx"}
@@ -83,7 +88,7 @@ def talker(target: Path, **changes: Any) -> Path:
     return bundle(target, graphs, manifest | changes, **members)
 
 
-def doubler(target: Path) -> Path:
+def doubler(target: Path, **changes: Any) -> Path:
     """A bundle without text: audio in, twice its samples out."""
     graph = """
     double (float[n] x) => (float[n] y) { two = Constant <value = float {2.0}> () y = Mul (x, two) }
@@ -94,4 +99,4 @@ def doubler(target: Path) -> Path:
         "outputs": {"louder": {"type": "audio", "dims": ["N"], "rate": 8000}},
         "steps": [{"run": "double", "in": {"x": "sound"}, "out": {"y": "y"}}, {"emit": {"louder": "y"}}],
     }
-    return bundle(target, {"double": graph}, manifest)
+    return bundle(target, {"double": graph}, manifest | changes)

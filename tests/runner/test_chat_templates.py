@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from genai_bundle.errors import GenaiError, UsageError
 from genai_runner.text import render_chat
 

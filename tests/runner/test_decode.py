@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import genai_runner
 import numpy as np
 import pytest
-from genai_bundle.errors import UsageError
 from hypothesis import given
 from hypothesis import strategies as st
 
+import genai_runner
+from genai_bundle.errors import UsageError
 from runner.tiny import counter
 
 BACKENDS = ["onnxruntime", "reference"]

@@ -6,12 +6,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import genai_runner
 import numpy as np
 import pytest
+
+import genai_runner
 from genai_bundle.errors import BackendError, UsageError
 from genai_runner.backends.scripted import ScriptedBackend
-
 from runner.tiny import bundle, counter
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from genai_bundle.errors import BackendError, UsageError
-from genai_runner import philox
-from genai_runner.sampling import OPTIONS, Options, kept, penalise, sample
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from genai_bundle.errors import BackendError, UsageError
+from genai_runner import philox
+from genai_runner.sampling import OPTIONS, Options, kept, penalise, sample
 
 Floats = NDArray[np.float64]
 

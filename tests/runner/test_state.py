@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from genai_bundle.errors import UsageError
 from genai_bundle.manifest import State
 from genai_bundle.ports import Port, Ports
@@ -128,7 +129,7 @@ def test_replace_starts_with_zeros_and_takes_what_comes() -> None:
     assert state.feeds(1)[past.name].shape == (1, 4, 2)
     state.commit({"q.0.conv": np.ones((1, 4, 2), np.float16)}, 1)
     assert state.feeds(1)[past.name].all()
-    with pytest.raises(UsageError, match="state 'kv' .replace. cannot be rewound"):
+    with pytest.raises(UsageError, match=r"state 'kv' .replace. cannot be rewound"):
         state.rewind(1)
     state.rewind(0)
     assert not state.feeds(1)[past.name].any()

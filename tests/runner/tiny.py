@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+
 from genai_bundle.writer import write_bundle
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>\n'

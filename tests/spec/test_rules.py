@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from spec.pages import ROOT, Rule, anchors, links, name, pages, paragraphs, rules
 
 ID = re.compile(r"[CFGIMPV][1-9][0-9]*")
@@ -59,7 +60,7 @@ def test_ids_of_runners_and_builders_say_whose_they_are() -> None:
     assert not [rule.id for rule in rules() if rule.whose and rule.id[0] != letters[rule.whose]]
 
 
-def tests_text() -> str:
+def text_of_tests() -> str:
     here = Path(__file__).resolve()
     files = [path for path in (ROOT / "tests").rglob("test_*.py") if path.resolve() != here]
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
@@ -67,7 +68,7 @@ def tests_text() -> str:
 
 @pytest.mark.parametrize("rule", [rule for rule in rules() if rule.whose], ids=lambda rule: rule.id)
 def test_every_rule_of_runners_and_builders_has_a_test_that_names_it(rule: Rule) -> None:
-    assert re.search(rf"\b{rule.id}\b|_{rule.id.lower()}_", tests_text()), f"no test names {rule.id}"
+    assert re.search(rf"\b{rule.id}\b|_{rule.id.lower()}_", text_of_tests()), f"no test names {rule.id}"
 
 
 @pytest.mark.parametrize("page", pages(), ids=name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every fenced block of the specification is what it says: valid, refused by the rule it names, or a recipe that runs."""
+"""Every fenced block of the specification is what it says: valid, refused by its rule, or a recipe that runs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import genai_runner
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
+
+import genai_runner
 from genai_bundle import schemas
 from genai_bundle.canonical import dumps
 from genai_bundle.check import check_manifest
 from genai_bundle.errors import InvalidBundle
 from genai_bundle.manifest import parse_manifest
 from genai_runner.verify import run_tests
-from jsonschema import Draft202012Validator
 from spec.pages import ROOT, Block, all_blocks, pages
 from spec.recipes import build
 
@@ -30,7 +31,7 @@ def of_kind(kind: str) -> list[Any]:
 
 
 def schema_errors(document: Any) -> list[str]:
-    return [error.message for error in Draft202012Validator(schemas.load("manifest.schema")).iter_errors(document)]
+    return [error.message for error in schemas.validator("manifest.schema").iter_errors(document)]
 
 
 def test_there_is_no_block_of_another_kind() -> None:

@@ -17,9 +17,12 @@ MIMETYPE = b"application/vnd.genai-bundle+zip"
 CHUNK = 4 << 20
 
 Changes = Mapping[str, Any]
-"""What to write instead of the truth about one member. Keys: `flags method time date crc stored size name extra` in both
-headers, or with `local.` or `central.` before in one of them; `central.made needed comment disk inner outer header`;
-`gap` (bytes before the local header instead of zeros), `shift` (bytes to move it behind its place)."""
+"""What to write instead of the truth about one member.
+
+Keys: `needed flags method time date crc stored size name extra` in both headers, or in one with `local.` or `central.`
+before the key; `central.` also with `made comment disk inner outer header`; `gap`, the bytes before the local header
+instead of zeros; `shift`, how many bytes the member lies behind its place.
+"""
 
 
 def digests(path: str, data: bytes) -> dict[str, Any]:

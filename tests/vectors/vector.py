@@ -44,7 +44,9 @@ def file_form(data: bytes) -> dict[str, bytes]:
 
 
 def folder_form(manifest: bytes, members: Mapping[str, bytes], mimetype: bytes = MIMETYPE) -> dict[str, bytes]:
-    return {f"bundle/{path}": data for path, data in [("mimetype", mimetype), ("manifest.json", manifest), *members.items()]}
+    return {
+        f"bundle/{path}": data for path, data in [("mimetype", mimetype), ("manifest.json", manifest), *members.items()]
+    }
 
 
 def packed(document: Mapping[str, Any], members: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -6,25 +6,20 @@ Graphs stay as they are: neither IR version nor opset is changed, only where the
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from genai_bundle.builder.shards import INLINE, Packer
 from genai_bundle.errors import SourceError
 from genai_bundle.writer import Shard
 
 HEADER = '<ir_version: 10, opset_import: ["": 23]> '
 """What a textual graph without a header of its own gets."""
-
-INLINE = 1 << 10  # smaller tensors stay in the graph, where they take part in shape inference
-PAGED = 1 << 20  # tensors from this size on begin at a page
-MAX_SHARD = 1 << 30
 
 Bytes = bytes | memoryview
 
@@ -81,51 +76,38 @@ def domains(model: onnx.ModelProto) -> set[str]:
     return {entry.domain for entry in model.opset_import} - {"", "ai.onnx", "ai.onnx.ml"} - own
 
 
-@dataclass
-class Packer:
-    """Moves the weights of a graph's files into shards `weights/NAME-00.bin`; equal tensors are stored once."""
+def pack_graph(
+    name: str, files: Mapping[str, tuple[onnx.ModelProto, Path | None, str]]
+) -> tuple[dict[str, bytes], dict[str, Shard]]:
+    """Move the weights of all files of one graph into the shards that they share; equal tensors are stored once.
 
-    name: str
-    _segments: list[list[tuple[int, Callable[[], Bytes]]]] = field(default_factory=list)
-    _ends: list[int] = field(default_factory=list)
-    _known: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    files: {member: (model, the folder of its external data, where the recipe names it)}; the models are changed.
+    Returns the graphs' bytes and the shards, by member.
+    """
+    packer = Packer(name)
+    graphs = {member: _pack(model, packer, folder, where) for member, (model, folder, where) in files.items()}
+    return graphs, packer.shards()
 
-    def add(self, model: onnx.ModelProto, folder: Path | None, where: str) -> bytes:
-        """Pack one file's initializers and return the graph's bytes. `folder` is where its external data lies."""
-        for tensor in model.graph.initializer:
-            data = _data(tensor, folder, where)
-            if tensor.data_type == onnx.TensorProto.STRING or (len(data) < INLINE and not tensor.external_data):
-                continue
-            _clear(tensor)
-            if len(data) < INLINE:
-                tensor.raw_data = bytes(data)
-                continue
-            shard, offset = self._store(data)
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", self.member(shard)), ("offset", offset), ("length", len(data))):
-                tensor.external_data.add(key=key, value=str(value))
-        return model.SerializeToString(deterministic=True)
 
-    def member(self, shard: int) -> str:
-        return f"weights/{self.name}-{shard:02}.bin"
+def _pack(model: onnx.ModelProto, packer: Packer, folder: Path | None, where: str) -> bytes:
+    for tensor in model.graph.initializer:
+        data = _data(tensor, folder, where)
+        if tensor.data_type == onnx.TensorProto.STRING or (len(data) < INLINE and not tensor.external_data):
+            continue
+        _clear(tensor)
+        if len(data) < INLINE:
+            tensor.raw_data = bytes(data)
+            continue
+        place = packer.place(len(data), _reader(data))
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", place.member), ("offset", place.offset), ("length", place.length)):
+            tensor.external_data.add(key=key, value=str(value))
+    raw: bytes = model.SerializeToString(deterministic=True)
+    return raw
 
-    def shards(self) -> dict[str, Shard]:
-        """The shards, by their member's path."""
-        return {self.member(i): Shard(end, self._segments[i]) for i, end in enumerate(self._ends)}
 
-    def _store(self, data: Bytes) -> tuple[int, int]:
-        digest = hashlib.sha256(data).digest()
-        if digest not in self._known:
-            step = 65536 if len(data) >= PAGED else 64
-            start = -(-self._ends[-1] // step) * step if self._ends else 0
-            if not self._ends or (start + len(data) > MAX_SHARD and self._ends[-1]):
-                self._segments.append([])
-                self._ends.append(0)
-                start = 0
-            self._segments[-1].append((start, lambda: data))
-            self._ends[-1] = start + len(data)
-            self._known[digest] = len(self._ends) - 1, start
-        return self._known[digest]
+def _reader(data: Bytes) -> Callable[[], Bytes]:
+    return lambda: data
 
 
 def _data(tensor: onnx.TensorProto, folder: Path | None, where: str) -> Bytes:
@@ -169,15 +151,6 @@ def _clear(tensor: onnx.TensorProto) -> None:
     for kind in ("raw", "external", "float", "int32", "int64", "double", "uint64"):
         tensor.ClearField(f"{kind}_data")
     tensor.ClearField("data_location")
-
-
-def pack_graph(
-    name: str, files: Mapping[str, tuple[onnx.ModelProto, Path | None, str]]
-) -> tuple[dict[str, bytes], dict[str, Shard]]:
-    """All files of one graph, {member: (model, folder, where)}, as graph bytes and the shards that they share."""
-    packer = Packer(name)
-    graphs = {member: packer.add(model, folder, where) for member, (model, folder, where) in files.items()}
-    return graphs, packer.shards()
 
 
 def used(models: Iterable[onnx.ModelProto]) -> list[str]:

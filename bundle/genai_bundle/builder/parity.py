@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from genai_bundle.errors import ProofError
 
 Array = NDArray[Any]
-Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+Run = Callable[[Mapping[str, Array], Sequence[str], Mapping[str, Array]], Mapping[str, Array]]
+"""(feeds, names of the outputs, outputs to write into the given arrays) -> the other outputs."""
 
 TOLERANCE = 1e-3
 """Largest allowed difference of a logit or cache entry, absolute.
@@ -84,8 +85,11 @@ class Decoder:
             "total_sequence_length": np.array(mask.shape[1], np.int32),
         }
         feeds = {name: value for name, value in offered.items() if name in self.ports} | self.past
-        outputs = self.run(feeds)
-        self.past = {name: np.asarray(outputs[name.replace("past_key_values", "present")]) for name in self.past}
+        present = {name.replace("past_key_values", "present"): name for name in self.past}
+        into = {name: self.past[past] for name, past in present.items()} if self.capacity else {}
+        outputs = self.run(feeds, ["logits", *present], into)
+        if not self.capacity:
+            self.past = {past: np.asarray(outputs[name]) for name, past in present.items()}
         return np.asarray(outputs["logits"])
 
     def step(self, ids: Sequence[int], held: int, keep: int) -> Array:

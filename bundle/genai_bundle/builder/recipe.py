@@ -101,14 +101,22 @@ def _add_assets(source: RecipeFile, manifest: dict[str, Any], members: dict[str,
 def check_shape(source: RecipeFile) -> None:
     """Compare a recipe with `schema/v1/recipe.schema.json`. Raises SourceError that names the most telling mistake."""
     error = best_match(validator("recipe.schema").iter_errors(source.document))
-    if error is not None:
-        where = ""
-        for part in error.absolute_path:
-            where += f"[{part}]" if isinstance(part, int) else f".{part}"
-        message = error.message if len(error.message) <= 200 else f"{error.message[:200]}…"
-        if error.validator == "pattern" and "description" in error.schema:
-            message = f"{error.instance!r} is not of a form such as {error.schema['description']}"
-        raise source.error(message, where.lstrip("."), "The shape of a recipe is in spec/manifest.md, Recipes")
+    if error is None:
+        return
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
+    message = error.message if len(error.message) <= 200 else f"{error.message[:200]}…"
+    hint = "The shape of a recipe is in spec/manifest.md, Recipes"
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = error.schema.get("properties", {})
+        unknown = next(key for key in error.instance if key not in known and not key.startswith("x-"))
+        where, message, hint = (
+            f"{where}.{unknown}".lstrip("."),
+            f"unknown key {unknown!r}",
+            f"Known here: {', '.join(known)}",
+        )
+    elif error.validator == "pattern" and "description" in error.schema:
+        message = f"{error.instance!r} is not of a form such as {error.schema['description']}"
+    raise source.error(message, where, hint)
 
 
 def _expand(source: RecipeFile, declared: str, where: str) -> dict[str, Any]:
@@ -148,6 +156,7 @@ def _model(source: RecipeFile, entry: Mapping[str, Any], where: str) -> tuple[on
         if "onnx" in entry:
             where = f"{where}.onnx"
             return parse_text(entry["onnx"], where), None, where
+        where = f"{where}.file" if f"{where}.file" in source.lines else where
         path = _file(source, entry["file"], where)
         return read_file(path, where), path.parent, where
     except SourceError as error:

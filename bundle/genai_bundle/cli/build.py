@@ -35,10 +35,10 @@ def build(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The .genai file to write.")],
     name: Annotated[
-        str | None, typer.Option(help="The bundle's name; by default the folder's or the recipe's.")
+        str | None, typer.Option(metavar="TEXT", help="The bundle's name; by default the folder's or the recipe's.")
     ] = None,
     license_: Annotated[str | None, typer.Option("--license", metavar="SPDX", help="The weights' licence.")] = None,
-    description: Annotated[str | None, typer.Option(help="One line about the bundle.")] = None,
+    description: Annotated[str | None, typer.Option(metavar="TEXT", help="One line about the bundle.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: id, path, size.")] = False,
 ) -> None:

@@ -208,5 +208,7 @@ def _graph_rows(graphs: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
 def _model_text(model: Mapping[str, Any]) -> str:
     opsets = ", ".join(f"{domain or 'opset'} {version}" for domain, version in model["opset"].items())
     ops = list(model["operators"].items())
-    named = ", ".join(f"{op} {count}" for op, count in ops[:SHOWN_OPS]) + (", …" if len(ops) > SHOWN_OPS else "")
+    named = ", ".join(f"{op.rpartition('.')[2]} {count}" for op, count in ops[:SHOWN_OPS]) + (
+        ", …" if len(ops) > SHOWN_OPS else ""
+    )
     return f"{opsets}; {model['nodes']} nodes: {named}"

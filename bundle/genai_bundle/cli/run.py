@@ -57,17 +57,23 @@ def run(
         list[str] | None,
         typer.Option("--output", metavar="NAME=FILE", help="Save an output: .npy .json .txt .wav .png."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="At most this many new tokens.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="At most this many new tokens.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 takes the likeliest token; higher is more varied.")
+        float | None, typer.Option(metavar="X", help="0 takes the likeliest token; higher is more varied.")
     ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens that hold this share.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from this many likeliest tokens; 0: from all.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Leave out tokens below this share of the likeliest.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="X", help="Sample from the likeliest tokens that hold this share.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="N", help="Sample from this many likeliest tokens; 0: from all.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(metavar="X", help="Leave out tokens below this share of the likeliest.")
+    ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1: tokens that occurred are less likely.")
+        float | None, typer.Option(metavar="X", help="Above 1: tokens that occurred are less likely.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same tokens.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
     ] = None,
@@ -75,8 +81,10 @@ def run(
     variant: Annotated[
         str, typer.Option(metavar="NAME", help="'auto': the best for the backend; 'portable'; or a variant's name.")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="Where the engine computes.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Threads of the engine; by default the cores it may use.")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="Where the engine computes.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Threads of the engine; by default the cores it may use.")
+    ] = None,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Use weights in place: less memory, slower steps.")
     ] = False,
@@ -262,9 +270,14 @@ def _print_stats(result: Result, figures: dict[str, Any]) -> None:
     from genai_bundle.cli import console
 
     usage, peak = result.usage, figures["peak_memory_bytes"]
-    console.note(
-        f"loaded in {figures['load_s']:.2f} s; {usage.prompt_tokens} prompt tokens, "
-        f"time to first token {figures['ttft_s'] * 1000:.1f} ms; {usage.completion_tokens} new tokens, "
-        f"{figures['tokens_per_s']:.1f} tokens/s; {figures['total_s']:.2f} s in all; "
-        f"peak memory {console.human_size(peak) if peak is not None else 'unknown'}"
-    )
+    parts = [f"loaded in {figures['load_s']:.2f} s", f"ran in {figures['total_s']:.2f} s"]
+    if usage.total_tokens:
+        parts += [
+            f"{usage.prompt_tokens} prompt tokens",
+            f"{usage.completion_tokens} new tokens",
+            f"time to first token {figures['ttft_s'] * 1000:.1f} ms",
+            f"{figures['tokens_per_s']:.1f} tokens/s",
+        ]
+    if peak is not None:
+        parts.append(f"peak memory {console.human_size(peak)}")
+    console.note("; ".join(parts))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat templates, rendered as Hugging Face transformers renders them. Normative text: spec/ops/text.chat.md.
+"""Chat templates, rendered as Hugging Face transformers renders them. Normative text: spec/ops/text.md.
 
 A template is somebody else's program: it runs in Jinja's immutable sandbox and sees nothing but plain JSON data.
 """
@@ -15,13 +15,14 @@ from typing import Any, NoReturn
 
 import jinja2
 import numpy as np
-from genai_bundle.errors import GenaiError, UsageError
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from genai_bundle.errors import GenaiError, UsageError
 
 Message = Mapping[str, Any]
 _REASONING = ("reasoning_content", "thinking", "reasoning")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from genai_bundle.errors import BackendError, UsageError
 from genai_bundle.manifest import Generate, Run
 
@@ -115,18 +116,25 @@ class Decoder:
 
     def run(self) -> Iterator[Emission]:
         """Generate to the end; each emission as soon as it exists."""
+        outputs, where = self._request.program.manifest.outputs, self._step.where
         tokens = [output for output, value in self._step.emit.items() if value == "token"]
         texts = [output for output, value in self._step.emit.items() if value != "token"]
+        streamed = [output for output in texts if outputs[output].stream_axis is not None]
+        whole = ""
         while not self.is_done:
             yield from self._forward()
             token = self._draw()
             for output in tokens:
-                yield Emission(output, np.array([[token]], np.int64))
-            for output in texts:
-                if self._piece:
-                    yield Emission(output, self._piece)
-        if self._stream and (rest := self._stream.flush()):
-            yield from (Emission(output, rest) for output in texts)
+                yield self._request.emission(output, np.array([[token]], np.int64), where)
+            if self._piece:
+                yield from (Emission(output, self._piece) for output in streamed)
+            whole += self._piece
+        rest = self._stream.flush() if self._stream else ""
+        for output in texts:
+            if output not in streamed:
+                yield Emission(output, whole + rest)
+            elif rest:
+                yield Emission(output, rest)
         self._scope.update(self._carried)
 
     def prefill_all_but_last_piece(self) -> Iterator[Emission]:

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
 from genai_bundle.errors import BackendError, GenaiError, UsageError
 from genai_bundle.manifest import Emit, Generate, If, Loop, Manifest, Run, State, Step
 from genai_bundle.ports import Ports
+from genai_bundle.signatures import signature
 
 from .backends.base import Array, Graph
 from .decode import DEFAULT_MAX_TOKENS, Decoder
@@ -24,7 +26,7 @@ from .ops import Env, resolve
 from .sampling import Options
 from .state import DISCIPLINES, Group, Read
 from .text import TextCodec
-from .values import Emission, Value, joined, literal, to_port
+from .values import Emission, Value, conform, joined, literal, to_port
 
 Scope = ChainMap[str, Value]
 
@@ -98,13 +100,17 @@ class Request:
                 self._run(step, scope)
             elif isinstance(step, Emit):
                 for output, name in step.values.items():
-                    yield Emission(output, self.value(name, scope, step.where))
+                    yield self.emission(output, self.value(name, scope, step.where), step.where)
             elif isinstance(step, If):
                 yield from self._if(step, scope)
             elif isinstance(step, Loop):
                 yield from self._loop(step, scope)
             else:
                 yield from self._generate(step, scope)
+
+    def emission(self, output: str, value: Value, where: str) -> Emission:
+        """`value` as a piece of `output`, in its declared form."""
+        return Emission(output, conform(output, self.program.manifest.outputs[output], value, where))
 
     def value(self, name: str, scope: Scope, where: str) -> Value:
         found = scope[name]
@@ -123,9 +129,10 @@ class Request:
             scope[name] = outputs[port]
 
     def _call(self, step: Run, scope: Scope) -> Mapping[str, Value]:
-        arguments = dict(step.literals)
+        arguments, known = dict(step.literals), signature(step.target)
         for port, name in step.inputs.items():
-            arguments[port] = self.value(name, scope, step.where)
+            if scope[name] is not None or known is None or port not in known.optional:
+                arguments[port] = self.value(name, scope, step.where)
         try:
             outputs: Mapping[str, Value] = resolve(step.target)(self.env, **arguments)
         except GenaiError as error:
@@ -164,8 +171,8 @@ class Request:
             raise BackendError(f"graph {loaded.name!r} ({loaded.file}) failed: {reason}", where=step.where) from error
         for name, group in groups.items():
             group.commit(outputs, added[name])
-        graph = self._graphs[loaded.name]
-        return {port: into[port] if port in into else graph.array(outputs[port]) for port in step.outputs}
+        graph = self._graphs[loaded.name]  # a buffer is written again by the next run: a value is a copy of it
+        return {port: into[port].copy() if port in into else graph.array(outputs[port]) for port in step.outputs}
 
     def _admit(self, group: Group, feeds: Mapping[str, Array], step: Run) -> int:
         """The number of tokens that this run adds to the state, once it is known that the state takes them."""
@@ -189,7 +196,7 @@ class Request:
         carried = {name: self.value(init, scope, step.where) for name, (init, _) in step.carry.items()}
         most = step.max if not isinstance(step.max, str) else int(np.asarray(scope[step.max]).item())
         self._depth += 1
-        index, ended = 0, step.while_ is None and step.until is None
+        index, ended = 0, False
         while most is None or index < most:
             inner = scope.new_child(carried)
             if step.index:
@@ -207,7 +214,8 @@ class Request:
                 break
         self._depth -= 1
         scope.update(carried)
-        self._finish(ended)
+        if step.while_ or step.until:
+            self._finish(ended)
 
     def _generate(self, step: Generate, scope: Scope) -> Iterator[Emission]:
         decoder = Decoder(self, step, scope)

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from genai_bundle.errors import BackendError, UsageError
 from numpy.typing import ArrayLike, NDArray
+
+from genai_bundle.errors import BackendError, UsageError
 
 from . import philox
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+
 from genai_bundle.errors import UsageError
 from genai_bundle.manifest import State
 from genai_bundle.ports import Port, Ports, match_ports

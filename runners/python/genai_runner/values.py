@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from genai_bundle.errors import BackendError, UsageError
 from genai_bundle.manifest import Input, Output
 from genai_bundle.ports import Port
@@ -103,8 +104,7 @@ def to_port(value: Value, port: Port, where: str) -> Array:
     if dtype is None:
         raise BackendError(f"port {port.name!r} is of type {port.dtype}, which no value has", where=where)
     if value.dtype != dtype:
-        kinds = "biu", "f"
-        if not any(value.dtype.kind in kind and dtype.kind in kind for kind in kinds):
+        if not same_kind(value.dtype, dtype):
             raise UsageError(f"port {port.name!r} takes {port.dtype}, the value is {value.dtype}", where=where)
         value = value.astype(dtype)
     if value.ndim != len(port.dims) and value.size == 1:
@@ -128,15 +128,35 @@ def joined(declared: Output, pieces: list[Value]) -> Value:
         return pieces[-1] if pieces else None
     if declared.type == "text":
         return "".join(pieces)
+    if declared.type == "bytes":
+        return b"".join(pieces)
     if not pieces:
         empty = [d if isinstance(d, int) else 0 if i == axis else 1 for i, d in enumerate(dims)]
         return np.zeros(empty, DTYPES[declared.type])
-    return np.concatenate([ranked(piece, len(dims)) for piece in pieces], axis=axis)
+    return np.concatenate(pieces, axis=axis)
 
 
-def ranked(piece: Array, rank: int) -> Array:
-    """A piece in its output's rank, leading dimensions of 1 added or dropped: [] becomes [1], [1, N] becomes [N]."""
-    shape = (1,) * (rank - piece.ndim) + piece.shape
-    while len(shape) > rank and shape[0] == 1:
+def conform(name: str, declared: Output, value: Value, where: str) -> Value:
+    """An emitted value in the form that the manifest promises. Raises BackendError where it does not have it.
+
+    Numbers are cast within their kind; leading dims of 1 are added or dropped: [] becomes [1], [1, N] becomes [N].
+    """
+    if declared.type in ("text", "bytes"):
+        if not isinstance(value, str if declared.type == "text" else bytes):
+            raise BackendError(f"output {name!r} is {declared.type}, got {type(value).__name__}", where=where)
+        return value
+    array, dtype, dims = np.asarray(value), DTYPES[declared.type], declared.dims or ()
+    shape = (1,) * (len(dims) - array.ndim) + array.shape
+    while len(shape) > len(dims) and shape[0] == 1:
         shape = shape[1:]
-    return piece.reshape(shape)
+    fits = len(shape) == len(dims) and all(isinstance(d, str) or d == n for d, n in zip(dims, shape, strict=True))
+    if not fits or not same_kind(array.dtype, dtype):
+        got = f"{array.dtype}{list(array.shape)}"
+        shown = f"{declared.type}[{', '.join(map(str, dims))}]"
+        raise BackendError(f"output {name!r} is declared {shown}, the pipeline gave {got}", where=where)
+    return array.astype(dtype, copy=False).reshape(shape)
+
+
+def same_kind(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
+    """Numbers are cast between whole-number types and bool, or between floating types, and never across."""
+    return (one.kind in "biu") == (other.kind in "biu") and one.kind in "biuf" and other.kind in "biuf"

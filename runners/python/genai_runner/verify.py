@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from genai_bundle.errors import GenaiError
 from genai_bundle.manifest import Output, Test
 

@@ -11,7 +11,15 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from genai_bundle.builder.variants.match import Cached, cached, constant, is_causal_with_padding, permutes, producer, static
+from genai_bundle.builder.variants.match import (
+    Cached,
+    cached,
+    constant,
+    is_causal_with_padding,
+    permutes,
+    producer,
+    static,
+)
 
 DOMAIN = "com.microsoft"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
 from genai_bundle.errors import UsageError
 
 Array = np.ndarray[Any, np.dtype[Any]]

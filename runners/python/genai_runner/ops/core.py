@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from genai_bundle.errors import GenaiError
 from numpy.typing import NDArray
 
+from genai_bundle.errors import UsageError
+
+from .. import philox
 from ..sampling import sample
 from ..text import first_stop
 from . import Env, Value, refuse
@@ -65,9 +67,12 @@ def sample_1(
     if scores.ndim == 0 or scores.size == 0 or scores.size != math.prod(scores.shape[-2:]):
         refuse(op, "logits", f"has the shape {list(scores.shape)}, but one sequence [..., positions, V] is expected")
     past = np.zeros(0, np.int64) if history is None else np.asarray(history).reshape(-1)
-    chosen = env.options.replaced({name: plain(value) for name, value in options.items()})
-    number = integer(op, "stream", stream)
-    at = env.step(number) if step is None else integer(op, "step", step)
+    try:
+        chosen = env.options.replaced({name: plain(value) for name, value in options.items()})
+    except UsageError as error:
+        raise UsageError(error.message, where=op, hint=error.hint) from error
+    number = integer(op, "stream", stream, low=0, high=philox.WORD)
+    at = env.step(number) if step is None else integer(op, "step", step, low=0, high=philox.WORD)
     token = sample(scores.reshape(-1, scores.shape[-1])[-1], chosen, history=past, step=at, stream=number)
     return {"token": np.array([[token]], np.int64)}
 
@@ -81,7 +86,7 @@ def stop_1(env: Env, *, tokens: Array) -> dict[str, Array]:
         if not done and env.options.stop:
             done = first_stop(env.text.decode(ids), env.options.stop) >= 0
     elif ids and env.options.stop:
-        raise GenaiError("stop strings need a tokenizer, and this bundle has none", where="stop@1")
+        raise UsageError("stop strings need a tokenizer, and this bundle has none", where="stop@1")
     return {"done": np.array(done)}
 
 

@@ -8,8 +8,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from genai_bundle.errors import GenaiError
 from numpy.typing import NDArray
+
+from genai_bundle.errors import GenaiError
 
 from . import Env, Value, refuse
 
@@ -37,6 +38,10 @@ def decode_1(_env: Env, *, bytes: Value) -> dict[str, NDArray[Any]]:  # noqa: A0
         try:
             with Image.open(io.BytesIO(bytes), formats=FORMATS) as image:
                 _admit(image)
+                if image.format == "PNG" and bytes[24] > 8:  # its header's bit depth; Pillow would drop the low bits
+                    refuse(
+                        OP, "bytes", f"holds {bytes[24]} bits a channel, which have no 8-bit form", "Convert it first"
+                    )
                 return {"pixels": np.asarray(ImageOps.exif_transpose(image).convert("RGB"))}
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             refuse(OP, "bytes", f"holds no readable image: {error}", f"Readable are {', '.join(FORMATS)}")

@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from genai_bundle.errors import GenaiError
 from numpy.typing import NDArray
+
+from genai_bundle.errors import GenaiError
 
 from ..text import TextCodec, first_stop
 from . import Env, Value, refuse

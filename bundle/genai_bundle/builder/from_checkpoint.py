@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle from a Hugging Face checkpoint folder of a causal language model.
+
+    read_checkpoint -> reference_greedy -> export_decoder -> make_variant -> pack -> write, and prove before it counts as written
+
+The order is that of cost and blame: what is wrong with the folder is said before anything runs, and the target keeps its old content
+until the new bundle has reproduced the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+
+from genai_bundle import FORMAT_VERSION
+from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint
+from genai_bundle.builder.parity import TOLERANCE
+from genai_bundle.errors import SourceError, UsageError
+from genai_bundle.writer import Source, write_bundle
+
+if TYPE_CHECKING:
+    from genai_bundle.builder.exporters import Export
+    from genai_bundle.builder.reference import Golden
+
+Progress = Callable[[str], None]
+
+PROMPTS = ("Once upon a time", "The capital of France is", "1, 2, 3, 4, 5,")
+"""Golden prompts: a story, a fact, a pattern. Of different length, so that a batch of two needs padding."""
+
+STEPS = 24
+"""Cached steps of each: more than the 16 that a proof needs."""
+
+MARGIN = 2 * TOLERANCE
+"""A golden token must lead by this much: two logits may each be off by TOLERANCE without changing it, on any backend."""
+
+DECODER, VARIANT = "decoder.onnx", "decoder.ort-cpu.onnx"
+
+
+def build_checkpoint(
+    source: Path,
+    target: Path,
+    *,
+    overwrite: bool = False,
+    details: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Build the bundle file `target` from the checkpoint folder `source` and return the bundle's id.
+
+    Args:
+        details: `name`, `license`, `description`, `version` for the manifest; the name is the folder's by default.
+        progress: is told what is done next and, at the end, how close the bundle came.
+
+    Raises:
+        SourceError: the folder lacks something or holds something that cannot be built.
+        UsageError: the target exists and `overwrite` is false.
+        ProofError: the exported graphs do not compute what the model computes; nothing is written.
+    """
+    tell = progress or (lambda _: None)
+    if target.exists() and not overwrite:
+        raise UsageError("exists already", where=str(target), hint="Give --force (overwrite=True) to replace it")
+    tell("reading the checkpoint")
+    checkpoint = read_checkpoint(source)
+    prompts = _prompts(checkpoint)
+
+    tell("starting torch")  # late: seconds of imports that a wrong folder should not cost
+    from genai_bundle.builder.exporters.transformers import export_decoder
+    from genai_bundle.builder.prove import prove_decoder, prove_tests
+    from genai_bundle.builder.reference import reference_greedy
+    from genai_bundle.builder.variants.ort_gqa import make_variant
+    from genai_bundle.builder.weights import pack
+
+    tell("exporting")
+    export = export_decoder(source, checkpoint.tensors)
+    variant, reason = make_variant(export.model)
+    tell("rewriting for ONNX Runtime" if variant else f"no variant for ONNX Runtime: {reason}")
+    graphs, shards = pack({DECODER: export.model} | ({VARIANT: variant} if variant else {}))
+    tell("asking the model itself")
+    goldens = reference_greedy(source, [ids for _, ids in prompts], STEPS)
+    manifest = make_manifest(checkpoint, export, goldens, prompts, details or {}, variant=variant is not None)
+
+    def prove(path: Path) -> None:
+        tell("proving logits")
+        differences = prove_decoder(path, "decoder", goldens)
+        tell("proving tokens")
+        prove_tests(path)
+        tell("proved, largest difference: " + ", ".join(f"{name} {gap:.1e}" for name, gap in differences.items()))
+
+    members: dict[str, Source] = {**graphs, **shards, "tokenizer.json": checkpoint.text.tokenizer}
+    if checkpoint.text.template is not None:
+        members["chat_template.jinja"] = checkpoint.text.template.encode()
+    tell("writing")
+    return write_bundle(target, manifest, members, overwrite=overwrite, before_commit=prove)
+
+
+def make_manifest(
+    checkpoint: Checkpoint,
+    export: Export,
+    goldens: Sequence[Golden],
+    prompts: Sequence[tuple[str, list[int]]],
+    details: Mapping[str, str],
+    *,
+    variant: bool,
+) -> dict[str, Any]:
+    """The manifest's document, without `files`. Nothing in it depends on when, where or by whom it is built."""
+    text = checkpoint.text
+    decoder: dict[str, Any] = {"file": DECODER}
+    if variant:
+        when = {"backend": "onnxruntime", "device": "cpu"}
+        decoder["variants"] = [{"name": "ort-cpu", "when": when, "file": VARIANT, "state": {"kv": {"update": "shared"}}}]
+    manifest = {
+        "format": FORMAT_VERSION,
+        "name": _name(details.get("name") or checkpoint.path.resolve().name),
+        "task": "text-generation",
+        "source": _source(checkpoint, export, len(prompts)),
+        "graphs": {"decoder": decoder},
+        "inputs": _inputs(text.template is not None),
+        "outputs": {"tokens": {"type": "i64", "dims": [1, "T*"]}, "text": {"type": "text", "dims": ["T*"]}},
+        "state": {
+            "kv": {
+                "graph": "decoder",
+                "ports": {"past_key_values.{n}.{h}": "present.{n}.{h}"},
+                "axis": 2,
+                "update": "append",
+                "tokens": "input_ids",
+                "capacity": checkpoint.context,
+            }
+        },
+        "steps": _steps(text.template is not None, variant),
+        "text": {
+            "tokenizer": "tokenizer.json",
+            **({"template": "chat_template.jinja"} if text.template is not None else {}),
+            "eos": list(text.eos),
+            "special": dict(text.special),
+        },
+        "generation": checkpoint.generation,
+        "tests": _tests(goldens, prompts, text.eos),
+    }
+    extra = {key: value for key, value in details.items() if key != "name" and value}
+    return manifest | extra
+
+
+def _inputs(chat: bool) -> dict[str, Any]:
+    prompt: dict[str, Any] = {"type": "text", "description": "The text to continue."}
+    if not chat:
+        return {"prompt": prompt}
+    messages = {"type": "messages", "optional": True, "description": "A conversation; takes the place of the prompt."}
+    return {"prompt": prompt | {"optional": True}, "messages": messages}
+
+
+def _steps(chat: bool, variant: bool) -> list[dict[str, Any]]:
+    encode = {"run": "text.encode@1", "in": {"text": "prompt"}, "out": {"ids": "ids"}}
+    render = {"run": "text.chat@1", "in": {"messages": "messages"}, "out": {"ids": "ids"}}
+    begin = {"if": "messages", "then": [render], "else": [encode], "out": ["ids"]} if chat else encode
+    feeds = {"input_ids": "ids", "position_ids": "kv.positions", "attention_mask": "kv.mask"}
+    if variant:
+        feeds |= {"seqlens_k": "kv.last", "total_sequence_length": "kv.total"}
+    step = {"run": "decoder", "in": feeds, "with": {"num_logits": 1}, "out": {"logits": "logits"}}
+    emit = {"tokens": "token", "text": "text.decode@1"}
+    return [begin, {"generate": {"carry": {"ids": "token"}, "do": [step], "logits": "logits", "emit": emit}}]
+
+
+def _source(checkpoint: Checkpoint, export: Export, prompts: int) -> dict[str, Any]:
+    """Where the bundle comes from. Of the proof only what holds for every build: differences vary with the processor."""
+    return {
+        "exporter": {"name": export.exporter, "version": export.version},
+        "files": checkpoint.digests(),
+        "proof": {
+            "reference": f"transformers {export.version}, float32, eager attention",
+            "prompts": prompts,
+            "steps": STEPS,
+            "max_abs": TOLERANCE,
+            "checks": ["prefill", "cached steps", "pieces", "padded batch of two", "greedy tokens"],
+        },
+    }
+
+
+def _tests(goldens: Sequence[Golden], prompts: Sequence[tuple[str, list[int]]], eos: Sequence[int]) -> list[dict[str, Any]]:
+    """Golden vectors for readers: greedy tokens up to the end of the text, or to the first token that leads too narrowly."""
+    tests = []
+    for (prompt, _), golden in zip(prompts, goldens, strict=True):
+        tokens = list(golden.tokens[: golden.sure(MARGIN)])
+        end = next((index + 1 for index, token in enumerate(tokens) if token in eos), len(tokens))
+        if end == 0:
+            continue
+        options = {"temperature": 0, "repetition_penalty": 1, "max_tokens": end, "stop": []}
+        tests.append({"in": {"prompt": prompt, **options}, "out": {"tokens": [tokens[:end]]}, "compare": "tokens"})
+    return tests
+
+
+def _prompts(checkpoint: Checkpoint) -> list[tuple[str, list[int]]]:
+    """The golden prompts that give different token ids within half of the context."""
+    tokenizer = Tokenizer.from_str(checkpoint.text.tokenizer.decode())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    found = [(prompt, list(tokenizer.encode(prompt).ids)) for prompt in PROMPTS]
+    usable = [(prompt, ids) for prompt, ids in found if 0 < len(ids) <= checkpoint.context - STEPS]
+    if not usable:
+        raise SourceError(f"gives no tokens for {PROMPTS[0]!r} that fit the context", where="tokenizer.json")
+    return usable
+
+
+def _name(folder: str) -> str:
+    """A bundle's name from a folder's: letters, digits, `.`, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-.") or "model"

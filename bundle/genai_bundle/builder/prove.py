@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prove a finished bundle before it gets its name: through the runner's own door, on every variant.
+
+The only file of the builder that imports the runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from genai_bundle.builder.parity import Array, Decoder, Golden, check_decoder
+from genai_bundle.bundle import open_bundle
+from genai_bundle.errors import ProofError, UsageError
+from genai_bundle.manifest import Manifest
+from genai_runner import load
+from genai_runner.pipeline import Pipeline
+from genai_runner.verify import run_tests
+
+PORTABLE = "portable"
+
+_CHECKED = 96
+"""Positions of the shared buffers in the proof: more than its tokens, so that the rest of a buffer is seen to be ignored."""
+
+
+def prove_tests(path: Path) -> list[str]:
+    """Run the bundle's golden vectors on the portable graphs and on every variant whose backend is installed here.
+
+    Returns:
+        The variants that were run.
+
+    Raises:
+        ProofError: names the vector, the output and the variant that gave another result.
+    """
+    proved = []
+    for variant, backend, device in _variants(_manifest(path)):
+        pipeline = _load(path, variant, backend, device)
+        if pipeline is None:
+            continue
+        with pipeline:
+            for result in run_tests(pipeline):
+                if not result.passed:
+                    raise ProofError(
+                        f"the variant '{variant}' does not reproduce it: {result.detail}",
+                        where=f"test '{result.name}', output '{result.output}'",
+                    )
+        proved.append(variant)
+    return proved
+
+
+def prove_decoder(path: Path, graph: str, goldens: Sequence[Golden]) -> dict[str, float]:
+    """Compare the logits of the decoder `graph` with the reference: prefill, cached steps, pieces, a padded batch of two.
+
+    Returns:
+        The largest difference of a logit, by variant.
+
+    Raises:
+        ProofError: see `parity.check_decoder`; the variant is named.
+    """
+    found = {}
+    for variant, backend, device in _variants(_manifest(path)):
+        pipeline = _load(path, variant, backend, device)
+        if pipeline is None:
+            continue
+        with pipeline:
+            try:
+                found[variant] = check_decoder(_decoder(pipeline, graph, variant, goldens), goldens)
+            except ProofError as error:
+                raise ProofError(error.message, where=f"variant '{variant}', {error.where}", hint=error.hint) from error
+    return found
+
+
+def _manifest(path: Path) -> Manifest:
+    with open_bundle(path) as bundle:
+        return bundle.manifest
+
+
+def _variants(manifest: Manifest) -> list[tuple[str, str, str]]:
+    """(name, backend, device) of every form of the bundle's graphs."""
+    named = {
+        variant.name: (variant.name, variant.when["backend"], variant.when.get("device", "cpu"))
+        for graph in manifest.graphs.values()
+        for variant in graph.variants
+    }
+    return [(PORTABLE, "onnxruntime", "cpu"), *named.values()]
+
+
+def _load(path: Path, variant: str, backend: str, device: str) -> Pipeline | None:
+    """The pipeline, or None where a variant's backend is not installed here. The portable form always runs."""
+    try:
+        return load(path, backend, device=device, variant=variant)
+    except UsageError:
+        if variant == PORTABLE:
+            raise
+        return None
+
+
+def _decoder(pipeline: Pipeline, graph: str, variant: str, goldens: Sequence[Golden]) -> Decoder:
+    manifest = pipeline.manifest
+    entry = manifest.graphs[graph]
+    chosen = next((one for one in entry.variants if one.name == variant), None)
+    ports = pipeline.bundle.ports(chosen.file if chosen else entry.file)
+    shared = False
+    for name, state in manifest.state.items():
+        if state.graph == graph:
+            changes = chosen.state.get(name, {}) if chosen else {}
+            shared = shared or state.override(changes).update == "shared"
+    loaded = pipeline.graph(graph)
+
+    def run(feeds: Mapping[str, Array], want: Sequence[str], into: Mapping[str, Array]) -> Mapping[str, Array]:
+        outputs: Mapping[str, Array] = loaded.run(feeds, want, into=into)
+        return outputs
+
+    shapes = [(keys.shape[0], keys.shape[2]) for keys in goldens[0].keys]
+    longest = max(len(golden.text) for golden in goldens) + 1
+    return Decoder(run, list(ports.inputs), shapes, max(_CHECKED, longest) if shared else None)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``genai-bundle build``: which builder is chosen, what is printed, what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.samples import command
+
+RECIPE = """
+name: tripler
+graphs:
+  triple:
+    onnx: |
+      triple (float[n] x) => (float[n] y) { three = Constant <value = float {3.0}> () y = Mul (x, three) }
+inputs: {x: "f32[N]"}
+outputs: {y: "f32[N]"}
+steps:
+- {run: triple, in: {x: x}, out: {y: y}}
+- emit: {y: y}
+tests:
+- {in: {x: [1.0, 2.0]}, out: {y: [3.0, 6.0]}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def test_a_recipe_becomes_a_bundle_that_runs(recipe: Path, tmp_path: Path) -> None:
+    target = tmp_path / "tripler.genai"
+    done = command("build", recipe, "-o", target)
+    assert (done.code, done.err) == (0, "")
+    assert str(target) in done.out
+    assert "sha256:" in done.out
+    assert command("run", target, "--input", "x=[5]").out == "y: float32[1] [15.0]\n"
+
+
+def test_json_and_details(recipe: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.genai"
+    names = ["--name", "named", "--license", "MIT", "--description", "made by a test"]
+    found = command("build", recipe, "-o", target, "--json", *names).json
+    assert found["size"] == target.stat().st_size
+    facts = command("inspect", target, "--json").json
+    assert facts["id"] == found["id"]
+    assert (facts["name"], facts["license"], facts["description"]) == ("named", "MIT", "made by a test")
+
+
+def test_an_existing_file_is_kept_without_force(recipe: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.genai"
+    target.write_bytes(b"mine")
+    assert command("build", recipe, "-o", target).code == 2
+    assert target.read_bytes() == b"mine"
+    assert command("build", recipe, "-o", target, "--force").code == 0
+    first = target.read_bytes()
+    assert command("build", recipe, "-o", target, "--force").code == 0
+    assert target.read_bytes() == first
+
+
+def test_a_wrong_test_refuses_the_build(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(RECIPE.replace("6.0", "7.0"), encoding="utf-8")
+    done = command("build", recipe, "-o", tmp_path / "x.genai")
+    assert (done.code, done.err.count("\n")) == (4, 1)
+    assert not (tmp_path / "x.genai").exists()
+
+
+def test_a_source_that_is_neither(tmp_path: Path) -> None:
+    target = tmp_path / "x.genai"
+    assert command("build", tmp_path / "absent", "-o", target).code == 2
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert "neither a folder" in command("build", tmp_path / "model.onnx", "-o", target).err
+
+
+def test_without_torch_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+
+    def without_torch(name: str, package: str | None = None) -> Any:
+        return None if name == "torch" else find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_torch)
+    done = command("build", tmp_path, "-o", tmp_path / "x.genai")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert 'pip install "genai-bundle[build]"' in done.err
+
+
+@pytest.mark.torch
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+    done = command("build", tmp_path, "-o", tmp_path / "x.genai")
+    assert (done.code, done.err.count("\n")) == (3, 1)
+    assert "config.json" in done.err

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``genai-bundle verify``: what is checked, what the report says, and the exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.samples import Done, command, doubler, talker
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return talker(tmp_path_factory.mktemp("verify") / "talker.genai")
+
+
+def golden(done: Done) -> list[tuple[str, str, str]]:
+    """(backend, variant, status) of the golden vectors in a JSON report."""
+    checks: list[dict[str, Any]] = done.json["checks"]
+    return [(check["backend"], check["variant"], check["status"]) for check in checks if check["backend"] is not None]
+
+
+def test_a_sound_bundle(bundle: Path) -> None:
+    done = command("verify", bundle)
+    assert done.code == 0
+    for words in ("container", "schema", "pipeline", "graphs", "digests", "counts: tokens", "portable", "ort-cpu"):
+        assert words in done.out, words
+    assert "FAILED" not in done.out
+
+
+def test_every_variant_of_the_backend_runs(bundle: Path) -> None:
+    found = golden(command("verify", bundle, "--json"))
+    assert found == [("onnxruntime", "portable", "ok"), ("onnxruntime", "ort-cpu", "ok")]
+
+
+def test_all_backends_say_what_is_not_installed(bundle: Path) -> None:
+    done = command("verify", bundle, "--backend", "all", "--json")
+    assert (done.code, done.json["ok"]) == (0, True)
+    found = golden(done)
+    assert ("reference", "portable", "ok") in found
+    assert ("onnxruntime", "ort-cpu", "ok") in found
+    assert not [row for row in found if row[0] in ("scripted", "base")]
+
+
+def test_one_variant(bundle: Path) -> None:
+    found = golden(command("verify", bundle, "--variant", "ort-cpu", "--backend", "all", "--json"))
+    assert ("onnxruntime", "ort-cpu", "ok") in found
+    assert ("reference", None, "skipped") in found
+    assert command("verify", bundle, "--variant", "fast").code == 2
+    assert command("verify", bundle, "--backend", "abacus").code == 2
+
+
+def test_a_wrong_golden_vector_is_exit_code_4(tmp_path: Path) -> None:
+    test = {"name": "wrong", "in": {"prompt": "five"}, "out": {"tokens": [[6, 7, 7]]}, "compare": "tokens"}
+    done = command("verify", talker(tmp_path / "x.genai", tests=[test]))
+    assert done.code == 4
+    assert "FAILED" in done.out
+    assert command("verify", tmp_path / "x.genai", "--json").json["ok"] is False
+
+
+def test_the_largest_difference_is_shown(tmp_path: Path) -> None:
+    path = doubler(
+        tmp_path / "x.genai", tests=[{"in": {"sound": [1.0]}, "out": {"louder": [2.25]}, "compare": {"abs": 0.5}}]
+    )
+    done = command("verify", path)
+    assert done.code == 0
+    assert "0.25" in done.out
+
+
+def test_no_golden_vectors_is_said(tmp_path: Path) -> None:
+    done = command("verify", talker(tmp_path / "x.genai", tests=[]))
+    assert done.code == 0
+    assert "nothing was run" in done.out
+
+
+def test_an_invalid_bundle_is_exit_code_3(bundle: Path, tmp_path: Path) -> None:
+    data = bytearray(bundle.read_bytes())
+    data[data.rindex(b"content")] ^= 1  # in the chat template or the tokenizer
+    (tmp_path / "damaged.genai").write_bytes(data)
+    done = command("verify", tmp_path / "damaged.genai")
+    assert (done.code, done.out, done.err.count("\n")) == (3, "", 1)
+    report = command("verify", tmp_path / "damaged.genai", "--json")
+    assert (report.code, report.json["ok"]) == (3, False)
