@@ -24,6 +24,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 MAX_INTEGER = 1 << 53
 MAX_DEPTH = 64
+"""Objects and lists inside one another."""
 
 
 def dumps(value: Json) -> bytes:
@@ -62,7 +63,7 @@ def _encode(value: Json) -> bytes:
 def _check(value: Json) -> None:
     """Refuse what JSON's grammar allows and the canonical form does not, with the document path."""
     for path, depth, item in _walk(value):
-        if depth > MAX_DEPTH:
+        if depth >= MAX_DEPTH and isinstance(item, dict | list):
             raise ManifestError(f"nested deeper than {MAX_DEPTH} levels", where=f"{path[:40]}…", rule="M5")
         if isinstance(item, float) and (not math.isfinite(item) or (item == 0 and math.copysign(1, item) < 0)):
             raise ManifestError(f"{item!r} is not allowed, a number is finite and not -0.0", where=path, rule="M3")
@@ -84,7 +85,7 @@ def _walk(value: Json) -> Iterator[tuple[str, int, Json]]:
     while waiting:
         path, depth, item = waiting.pop()
         yield path, depth, item
-        if depth > MAX_DEPTH:
+        if depth >= MAX_DEPTH:
             continue
         if isinstance(item, dict):
             waiting.extend((at(path, key), depth + 1, child) for key, child in item.items())

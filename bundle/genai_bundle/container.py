@@ -127,16 +127,16 @@ def _open_file(path: Path) -> Container:
 
 
 def _open_folder(root: Path) -> Container:
-    files = dict(_walk(root, ""))
+    files = list(_walk(root, ""))
     for name in (MIMETYPE_MEMBER, MANIFEST_MEMBER):
         if name not in files:
             raise ContainerError("the folder has no such file", where=name, rule="C30", hint=f"{root} is no bundle")
-    if clash := find_clash(sorted(files)):
+    if clash := find_clash(files):
         message = f"the name cannot stand beside {clash[1]!r} on every file system"
         raise ContainerError(message, where=clash[0], rule="C22", hint="Rename one")
     maps: dict[str, mmap.mmap | bytes] = {}
     try:
-        for name in sorted(files):
+        for name in files:
             maps[name] = _map(root / name, follow=False)
     except BaseException:
         for mapped in maps.values():
@@ -149,8 +149,8 @@ def _open_folder(root: Path) -> Container:
     return container
 
 
-def _walk(root: Path, prefix: str, count: int = 0) -> Iterator[tuple[str, int]]:
-    """Yields the folder's files by member path, with their size. Never follows a link, never opens anything."""
+def _walk(root: Path, prefix: str, count: int = 0) -> Iterator[str]:
+    """Yields the member paths of the folder's files. Never follows a link, never opens anything."""
     empty = True
     for item in sorted(os.scandir(root / prefix), key=lambda item: item.name):
         empty = False
@@ -167,7 +167,7 @@ def _walk(root: Path, prefix: str, count: int = 0) -> Iterator[tuple[str, int]]:
                 yield found
         elif item.is_file(follow_symlinks=False):
             count += 1
-            yield path, item.stat(follow_symlinks=False).st_size
+            yield path
         else:
             raise ContainerError("neither a file nor a folder", where=shown, rule="F2", hint="Remove it")
         if count > MAX_MEMBERS:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from math import prod
 
@@ -111,6 +111,7 @@ class _Sanitizer:
     def run(self, data: bytes | memoryview) -> onnx.ModelProto:
         model = self._parse(data)
         imports = self._check_versions(model.ir_version, model.opset_import)
+        self._check_texts(text for function in model.functions for text in (function.domain, function.name))
         for function in model.functions:
             key = (_domain(function.domain), function.name)
             if key in self.functions:
@@ -151,6 +152,7 @@ class _Sanitizer:
         if ir is not None and not MIN_IR <= ir <= MAX_IR:
             raise self._refuse("G2", f"IR version {ir} is outside of {MIN_IR} to {MAX_IR}")
         imports: set[str] = set()
+        self._check_texts(opset.domain for opset in opsets)
         for opset in opsets:
             domain = _domain(opset.domain)
             if domain in imports:
@@ -186,6 +188,8 @@ class _Sanitizer:
         self._check_unique(inputs, where)
         self._check_unique([value.name for value in graph.output], where)
         self._check_unique([*{*inputs, *initializers}, *_results(graph.node)], where)
+        for value in (*graph.input, *graph.output):
+            self._check_texts(dim.dim_param for dim in value.type.tensor_type.shape.dim)
         for tensor in graph.initializer:
             self._check_tensor(tensor, external=top)
         for item in graph.sparse_initializer:
@@ -193,13 +197,21 @@ class _Sanitizer:
         for node in graph.node:
             self._check_node(node, imports)
 
+    def _check_texts(self, texts: Iterable[str]) -> None:
+        """Protobuf hands out bytes, against its own types, for a text that is not UTF-8."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise self._refuse("G1", f"the text {text!r} is not UTF-8")
+
     def _check_unique(self, names: Collection[str], where: str) -> None:
+        self._check_texts(names)
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise self._refuse("G18", f"the name {twice[0]!r} is given twice", where=where)
 
     def _check_node(self, node: onnx.NodeProto, imports: frozenset[str]) -> None:
-        where = f"node {node.name or node.op_type!r}"
+        where = f"node {(node.name or node.op_type)!r}"
+        self._check_texts([node.op_type, node.domain, *node.input])
         domain = _domain(node.domain)
         if node.op_type == "EPContext":
             raise self._refuse("G17", "holds a compiled blob of one engine, or the path of one", where=where)
@@ -211,6 +223,7 @@ class _Sanitizer:
                 raise self._refuse("G6", f"a default graph uses the domain {domain!r}", hint, where)
             if domain not in self.domains:
                 raise self._refuse("G5", f"operators of the domain {domain!r} are not allowed", where=where)
+        self._check_texts(attribute.name for attribute in node.attribute)
         for attribute in node.attribute:
             for tensor in (attribute.t, *attribute.tensors):
                 self._check_tensor(tensor, external=False)
@@ -250,6 +263,7 @@ class _Sanitizer:
     def _read_location(self, tensor: onnx.TensorProto, where: str) -> tuple[str, int, int]:
         """Each of the three keys exactly once, and the data nowhere else."""
         found: dict[str, str] = {}
+        self._check_texts(text for entry in tensor.external_data for text in (entry.key, entry.value))
         for entry in tensor.external_data:
             if entry.key not in _LOCATION_KEYS:
                 raise self._refuse("G9", f"unknown key {entry.key!r} of external data", where=where)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from .document import Node
-from .errors import ManifestError
 from .layout import is_weights
 from .names import DIGEST, DIM, WORD, is_path
 from .paths import find_clash

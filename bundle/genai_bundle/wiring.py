@@ -89,7 +89,8 @@ def _owner(manifest: Manifest, file: GraphFile, state: str, graphs: Mapping[str,
 
 
 def _check_pair(state: State, past: Port, present: Port, file: GraphFile) -> None:
-    if past.dtype != present.dtype or len(past.dims) != len(present.dims):
+    ranks = {len(port.dims) for port in (past, present) if port.dims}  # a graph may leave out an output's shape
+    if past.dtype != present.dtype or len(ranks) > 1:
         shapes = f"{past.dtype} of rank {len(past.dims)} and {present.dtype} of rank {len(present.dims)}"
         _fail("G24", f"{past.name!r} and {present.name!r} are {shapes}, not the same", file.where)
     if state.update not in ("replace", "read") and state.axis >= len(past.dims):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -36,7 +37,7 @@ for line in sys.stdin:
     except InvalidBundle as error:
         verdict = error.rule
     found[line.strip()] = verdict
-engines = sorted({"onnxruntime", "openvino", "torch", "genai_runner", "zipfile"} & set(sys.modules))
+engines = sorted({"onnxruntime", "openvino", "torch", "genai_runner"} & set(sys.modules))
 print(json.dumps({"found": found, "engines": engines}))
 """
 """Reads in a process of its own, where no other test has imported an engine."""
@@ -82,6 +83,12 @@ def test_vector(folder: Path, read: dict[str, Any]) -> None:
 
 def test_reading_imports_no_engine(read: dict[str, Any]) -> None:
     assert read["engines"] == []
+
+
+def test_no_general_zip_reader_is_used() -> None:
+    """Such readers repair what has to be refused."""
+    sources = (ROOT / "bundle" / "genai_bundle").rglob("*.py")
+    assert not [path.name for path in sources if re.search(r"^\s*(import|from) zipfile", path.read_text("utf-8"), re.M)]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)

@@ -103,7 +103,7 @@ LOOK_INSIDE = {
 
 @pytest.mark.shared
 @pytest.mark.torch
-def test_every_template_renders_as_transformers_renders_it(shared: Path) -> None:
+def test_t10_t13_every_template_renders_as_transformers_renders_it(shared: Path) -> None:
     looked_inside, compared = set(), 0
     for name, template in templates(shared).items():
         for context_name, context in contexts(shared).items():
@@ -119,19 +119,19 @@ def test_every_template_renders_as_transformers_renders_it(shared: Path) -> None
     assert compared > 200
 
 
-def test_whitespace_is_trimmed_around_blocks() -> None:
+def test_t10_whitespace_is_trimmed_around_blocks() -> None:
     template = "{% for m in messages %}\n    {% if true %}\n{{ m.content }}\n    {% endif %}\n{% endfor %}\n"
     assert render_chat(template, messages=HELLO) == "Hello\n"
 
 
-def test_variables() -> None:
+def test_t11_variables() -> None:
     template = "{{ bos_token }}{{ messages|length }}{{ tools is none }}{{ documents is none }}"
     template += "{{ add_generation_prompt }}{{ x }}"
     assert render_chat(template, messages=HELLO, bos_token="<s>", x=3) == "<s>1TrueTrueTrue3"
     assert render_chat("{{ add_generation_prompt }}", messages=HELLO, add_generation_prompt=False) == "False"
 
 
-def test_tojson_keeps_unicode_and_markup() -> None:
+def test_t12_tojson_keeps_unicode_and_markup() -> None:
     assert render_chat("{{ {'b': '<é>', 'a': 1}|tojson }}", messages=HELLO) == '{"b": "<é>", "a": 1}'
     template = "{{ {'b': 1, 'a': [2]}|tojson(indent=1, separators=(',', ':'), sort_keys=true) }}"
     assert render_chat(template, messages=HELLO) == '{\n "a":[\n  2\n ],\n "b":1\n}'
@@ -150,7 +150,7 @@ def test_strftime_now() -> None:
     assert render_chat("{{ strftime_now('%Y') }}", messages=HELLO).startswith("20")
 
 
-def test_dict_and_namespace() -> None:
+def test_t12_dict_and_namespace() -> None:
     template = "{% set ns = namespace(n=1, self=2) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ dict(a=1).a }}"
     assert render_chat(template + "{{ dict.fromkeys('ab', 0) }}", messages=HELLO) == "21{'a': 0, 'b': 0}"
 
@@ -176,7 +176,7 @@ CALLS = "{% set a = messages[0].tool_calls[0].function.arguments %}"
         ("{% if a is string %}{{ raise_exception('an object, please') }}{% endif %}{{ a.x }}", "1"),
     ],
 )
-def test_json_arguments_are_parsed_for_templates_that_look_inside(template: str, expected: str) -> None:
+def test_t14_json_arguments_are_parsed_for_templates_that_look_inside(template: str, expected: str) -> None:
     assert render_chat(CALLS + template, messages=CALL) == expected
 
 
@@ -188,11 +188,25 @@ def test_arguments_that_are_no_object_are_refused_by_templates_that_look_inside(
         render_chat("{{ messages[0].tool_calls[0].arguments.items() }}", messages=messages)
 
 
-def test_a_template_sees_plain_data_only() -> None:
+def test_t15_a_template_sees_plain_data_only() -> None:
     content = [{"type": "image", "image": b"\x89PNG"}, {"n": np.int64(3), "f": np.bool_(False), "t": (1, 2)}]
     template = "{{ messages[0].content[0].image }}{{ messages[0].content[1] }}"
     rendered = render_chat(template, messages=[{"role": "user", "content": content}])
     assert rendered == "<bytes>{'n': 3, 'f': False, 't': (1, 2)}"
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({"content": None, "x": 0}, {"x": 0}),
+        ({"reasoning": "r"}, {"thinking": "r", "reasoning": "r", "reasoning_content": "r"}),
+        ({"thinking": "t", "reasoning": "r"}, {"thinking": "t", "reasoning": "r", "reasoning_content": "t"}),
+        ({"reasoning_content": "c", "thinking": "t"}, {"reasoning_content": "c", "thinking": "t"}),
+    ],
+)
+def test_t13_null_is_absent_and_reasoning_has_two_names(given: dict[str, Any], seen: dict[str, Any]) -> None:
+    rendered = render_chat("{{ messages[0]|tojson(sort_keys=true) }}", messages=[{"role": "assistant", **given}])
+    assert json.loads(rendered) == {"role": "assistant", **seen}
 
 
 def test_the_callers_messages_are_left_alone() -> None:

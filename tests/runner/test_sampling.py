@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ def plainly(scores: Floats, options: Options) -> dict[int, float]:
     top_p=st.sampled_from([0.0, 0.1, 0.37, 0.5, 0.93, 1.0]),
     min_p=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
 )
-def test_the_kept_set_is_the_specified_one(
+def test_t17_t20_t21_t22_the_kept_set_is_the_specified_one(
     scores: list[float], temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     options = Options(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -119,14 +118,14 @@ def test_draws_follow_the_probabilities() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 18.5  # chi-square with 4 degrees, p = 0.001
 
 
-def test_the_draw_is_the_inverse_of_the_cumulated_probabilities() -> None:
+def test_t23_the_draw_is_the_inverse_of_the_cumulated_probabilities() -> None:
     scores = np.log(np.array([0.1, 0.2, 0.3, 0.4]))
     for step in range(200):
         expected = int(np.searchsorted([0.1, 0.3, 0.6], philox.uniform(4, step=step), side="right"))
         assert sample(scores, Options(temperature=1, seed=4), step=step) == expected
 
 
-def test_greedy_takes_the_lowest_of_equals() -> None:
+def test_t19_greedy_takes_the_lowest_of_equals() -> None:
     assert sample(np.array([1, 3, 3, 2], np.float32), Options(), step=0) == 1
     assert sample(np.array([1, 3, 3, 2], np.float16), Options(), step=5) == 1
 
@@ -139,7 +138,7 @@ def test_a_tie_at_the_kth_place_is_kept_and_a_tie_in_the_nucleus_goes_to_the_low
     assert kept(np.zeros(4), Options(temperature=1, top_p=0.0))[0].tolist() == [0]
 
 
-def test_the_penalty_weakens_once_whatever_the_sign() -> None:
+def test_t18_the_penalty_weakens_once_whatever_the_sign() -> None:
     scores = np.array([2.0, 1.5, -1.0, -1.5], np.float32)
     penalty = Options(repetition_penalty=2.0)
     assert sample(scores, penalty, history=[0, 0, 0, 99, -1], step=0) == 1
@@ -176,7 +175,7 @@ def test_seeds_and_steps_decide_the_draw() -> None:
 @pytest.mark.parametrize(
     ("scores", "message"), [([1, np.nan], "nan"), ([1, np.inf], "inf"), ([-np.inf] * 2, "exclude")]
 )
-def test_useless_logits_are_the_graphs_fault(scores: list[float], message: str, temperature: float) -> None:
+def test_t24_useless_logits_are_the_graphs_fault(scores: list[float], message: str, temperature: float) -> None:
     with pytest.raises(BackendError, match=message):
         sample(np.array(scores, np.float32), Options(temperature=temperature), step=0)
 
@@ -230,11 +229,13 @@ def test_an_unknown_option_suggests_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 40, "top_p": 0.9}, {"top_p": 0.9}, {"min_p": 0.05}], ids=str)
-def test_a_large_vocabulary_is_no_burden(options: dict[str, Any]) -> None:
-    scores = (np.random.default_rng(0).normal(size=150_000) * 3).astype(np.float32)
-    chosen, best = Options.merge({"temperature": 1.0}, options), float("inf")
-    for step in range(5):
-        begin = time.perf_counter()
-        sample(scores, chosen, step=step)
-        best = min(best, time.perf_counter() - begin)
-    assert best < 0.02  # seconds; a full sort alone takes longer
+def test_a_large_vocabulary_is_not_sorted(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, sizes, argsort = np.random.default_rng(0).normal(size=150_000) * 3, [0], np.argsort
+
+    def noting(values: Floats, **options: Any) -> NDArray[np.intp]:
+        sizes.append(values.size)
+        return argsort(values, **options)
+
+    monkeypatch.setattr(np, "argsort", noting)
+    sample(scores, Options.merge({"temperature": 1.0}, options), step=0)
+    assert sum(sizes) < 30_000

@@ -55,9 +55,9 @@ def test_every_rule_of_a_reader_is_raised() -> None:
 
 
 def test_ids_of_runners_and_builders_say_whose_they_are() -> None:
-    letters = {"runner": "R", "builder": "B"}
-    assert not [rule.id for rule in rules() if (rule.id[0] in "RB") != bool(rule.whose)]
-    assert not [rule.id for rule in rules() if rule.whose and rule.id[0] != letters[rule.whose]]
+    letters = {"runner": "RT", "builder": "B"}
+    assert not [rule.id for rule in rules() if (rule.id[0] in "RTB") != bool(rule.whose)]
+    assert not [rule.id for rule in rules() if rule.whose and rule.id[0] not in letters[rule.whose]]
 
 
 def text_of_tests() -> str:
@@ -98,7 +98,7 @@ def test_every_id_in_the_text_is_defined() -> None:
         for paragraph in paragraphs(page):
             for number, line in paragraph:
                 text = re.sub(r"`[^`]*`|\([^)]*\.md[^)]*\)", "", line)
-                for found in re.findall(r"(?<![\w.-])([BCFGIMPRV][1-9][0-9]*)(?![\w-])", text):
+                for found in re.findall(r"(?<![\w.-])([BCFGIMPRTV][1-9][0-9]*)(?![\w-])", text):
                     assert found in defined, f"{name(page)}:{number}: {found}"
 
 

@@ -81,7 +81,7 @@ def _ends() -> Iterator[Vector]:
     line = [("mimetype", ORDERED[0][1] + b"\n"), *ORDERED[1:]]
     yield _raw("media-type-line", "C2", "A line end behind the media type", pack(line))
     yield _raw("truncated", "C3", "The last byte is missing", GOOD[:-1])
-    yield _raw("half", "C3", "The second half is missing", GOOD[: len(GOOD) // 2])
+    yield _raw("half", "C3", "The second half is missing", GOOD[: len(GOOD) // 2], "absent")
     yield _raw("suffix", "C4", "Bytes behind the end of the archive", GOOD + b"more")
     yield _raw("comment", "C5", "An archive comment", pack(ORDERED, comment=b"hello"))
     yield _raw("split", "C6", "The end record says that there are more disks", pack(ORDERED, end={"disk": 1}))

@@ -92,6 +92,8 @@ def _models() -> Iterator[Vector]:
     yield _bad("no-protobuf", "G1", "Not a protobuf message", b"\xff" * 40)
     yield _bad("no-graph", "G1", "A model without a graph", onnx.ModelProto(ir_version=10))
     yield _bad("cut", "G1", "A model that ends early", model().SerializeToString(deterministic=True)[:-3])
+    no_text = model().SerializeToString(deterministic=True).replace(b"weights/add", b"\x80eights/add")
+    yield _bad("no-text", "G1", "A location that is not UTF-8", no_text)
     yield _bad("ir-14", "G2", "IR version 14", model(head='ir_version: 14, opset_import: ["" : 23]'))
     yield _bad("ir-2", "G2", "IR version 2", model(head='ir_version: 2, opset_import: ["" : 23]'))
     yield _bad("opset-27", "G3", "Operator set 27", model(head='ir_version: 10, opset_import: ["" : 27]'))

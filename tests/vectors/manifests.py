@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vectors of the manifest, the pipeline's grammar and the graphs' ports (rules M*, V*, P*, G20 on).
 
-The valid documents are here, each the smallest that shows its part of the grammar; `manifest_faults` breaks them, one
-rule at a time.
+The valid documents are here, each the smallest that shows its part of the grammar; `manifest_faults` and
+`grammar_faults` break them, one rule at a time.
 """
 
 from __future__ import annotations
@@ -316,9 +316,10 @@ def valid_cases() -> Iterator[Case]:
 
 def invalid_cases() -> Iterator[Case]:
     """Documents that every reader refuses, each by its rule."""
-    from . import manifest_faults
+    from . import grammar_faults, manifest_faults
 
     yield from manifest_faults.faults()
+    yield from grammar_faults.faults()
 
 
 @cache

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Hugging Face checkpoint folder, read and checked without torch.
 
-Everything a build takes from the folder passes through here, so that a folder with something missing is refused in a second and
-not after a minute of exporting.
+Everything a build takes from the folder passes through here, so that a folder with something missing is refused in a
+second and not after a minute of exporting.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _check_vocabulary(text: TextAssets, config: Mapping[str, Json]) -> None:
     if text.largest_id >= rows:
         raise SourceError(
             f"holds the token id {text.largest_id}, but the embedding has {rows} rows (vocab_size in config.json)",
-            where="tokenizer.json", hint="The tokenizer belongs to another checkpoint, or the embedding was not resized",
+            where="tokenizer.json", hint="The tokenizer is another checkpoint's, or the embedding was not resized",
         )  # fmt: skip
     outside = [token for token in text.eos if token >= rows]
     if outside:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bundle from a Hugging Face checkpoint folder of a causal language model.
 
-    read_checkpoint -> reference_greedy -> export_decoder -> make_variant -> pack -> write, and prove before it counts as written
+    read_checkpoint -> export_decoder -> make_variant -> pack -> reference_greedy -> write_bundle(before_commit=prove)
 
-The order is that of cost and blame: what is wrong with the folder is said before anything runs, and the target keeps its old content
-until the new bundle has reproduced the model.
+The order is that of cost and blame: what is wrong with the folder is said before anything runs, and the target keeps
+its old content until the new bundle has reproduced the model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from genai_bundle import FORMAT_VERSION
-from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint
+from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint, text_config
 from genai_bundle.builder.parity import TOLERANCE
 from genai_bundle.errors import SourceError, UsageError
 from genai_bundle.writer import Source, write_bundle
@@ -35,7 +35,7 @@ STEPS = 24
 """Cached steps of each: more than the 16 that a proof needs."""
 
 MARGIN = 2 * TOLERANCE
-"""A golden token must lead by this much: two logits may each be off by TOLERANCE without changing it, on any backend."""
+"""A golden token must lead by this much: two logits may each be off by TOLERANCE without changing it."""
 
 DECODER, VARIANT = "decoder.onnx", "decoder.ort-cpu.onnx"
 
@@ -80,6 +80,7 @@ def build_checkpoint(
     graphs, shards = pack({DECODER: export.model} | ({VARIANT: variant} if variant else {}))
     tell("asking the model itself")
     goldens = reference_greedy(source, [ids for _, ids in prompts], STEPS)
+    _check_window(checkpoint, max(len(golden.text) for golden in goldens))
     manifest = make_manifest(checkpoint, export, goldens, prompts, details or {}, variant=variant is not None)
 
     def prove(path: Path) -> None:
@@ -110,7 +111,9 @@ def make_manifest(
     decoder: dict[str, Any] = {"file": DECODER}
     if variant:
         when = {"backend": "onnxruntime", "device": "cpu"}
-        decoder["variants"] = [{"name": "ort-cpu", "when": when, "file": VARIANT, "state": {"kv": {"update": "shared"}}}]
+        decoder["variants"] = [
+            {"name": "ort-cpu", "when": when, "file": VARIANT, "state": {"kv": {"update": "shared"}}}
+        ]
     manifest = {
         "format": FORMAT_VERSION,
         "name": _name(details.get("name") or checkpoint.path.resolve().name),
@@ -164,7 +167,7 @@ def _steps(chat: bool, variant: bool) -> list[dict[str, Any]]:
 
 
 def _source(checkpoint: Checkpoint, export: Export, prompts: int) -> dict[str, Any]:
-    """Where the bundle comes from. Of the proof only what holds for every build: differences vary with the processor."""
+    """Where the bundle comes from. Of the proof only what every build repeats: differences vary with the processor."""
     return {
         "exporter": {"name": export.exporter, "version": export.version},
         "files": checkpoint.digests(),
@@ -178,8 +181,10 @@ def _source(checkpoint: Checkpoint, export: Export, prompts: int) -> dict[str, A
     }
 
 
-def _tests(goldens: Sequence[Golden], prompts: Sequence[tuple[str, list[int]]], eos: Sequence[int]) -> list[dict[str, Any]]:
-    """Golden vectors for readers: greedy tokens up to the end of the text, or to the first token that leads too narrowly."""
+def _tests(
+    goldens: Sequence[Golden], prompts: Sequence[tuple[str, list[int]]], eos: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Golden vectors: greedy tokens up to the end of the text, or to the first token that leads too narrowly."""
     tests = []
     for (prompt, _), golden in zip(prompts, goldens, strict=True):
         tokens = list(golden.tokens[: golden.sure(MARGIN)])
@@ -201,6 +206,17 @@ def _prompts(checkpoint: Checkpoint) -> list[tuple[str, list[int]]]:
     if not usable:
         raise SourceError(f"gives no tokens for {PROMPTS[0]!r} that fit the context", where="tokenizer.json")
     return usable
+
+
+def _check_window(checkpoint: Checkpoint, proved: int) -> None:
+    """A window shows only beyond its length; exporters get it silently wrong, so an unproved one is refused."""
+    config = text_config(checkpoint.config)
+    window = config.get("sliding_window")
+    if config.get("use_sliding_window", True) and type(window) is int and proved <= window < checkpoint.context:
+        raise SourceError(
+            f"sliding_window is {window}, but the proof covers {proved} tokens", where="config.json",
+            hint="Models with a longer attention window cannot be built yet",
+        )  # fmt: skip
 
 
 def _name(folder: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare a decoder graph with the reference: prefill, cached steps, several tokens on a filled cache, and a padded batch of two.
+"""Compare a decoder graph with the reference: prefill, cached steps, pieces, and a padded batch of two.
 
 Knows nothing of an engine: `run` feeds a graph and returns its outputs by name.
 """
@@ -22,8 +22,8 @@ Run = Callable[[Mapping[str, Array], Sequence[str], Mapping[str, Array]], Mappin
 TOLERANCE = 1e-3
 """Largest allowed difference of a logit or cache entry, absolute.
 
-Sums of some thousand float32 products in another order differ by about 1e-5 per layer and add up over layers; real exporter
-faults (a wrong mask, window or scale) measured 0.1 and more. 1e-3 lies far from both.
+Sums of some thousand float32 products in another order differ by about 1e-5 per layer and add up over layers; real
+exporter faults (a wrong mask, window or scale) measured 0.1 and more. 1e-3 lies far from both.
 """
 
 
@@ -71,12 +71,12 @@ class Decoder:
         }
 
     def feed(self, ids: Array, positions: Array, mask: Array, lengths: Sequence[int], keep: int) -> Array:
-        """Run i64[batch,n] tokens. `mask` i64[batch,total] marks real tokens, `lengths` are the real tokens per row afterwards.
+        """Run tokens i64[batch,n]. `mask` i64[batch,total] marks real tokens, `lengths` counts them per row afterwards.
 
         Returns:
             logits f32[batch,keep,vocabulary].
         """
-        offered = {
+        offered: dict[str, Array] = {
             "input_ids": ids.astype(np.int64),
             "position_ids": positions.astype(np.int64),
             "attention_mask": mask.astype(np.int64),
@@ -96,14 +96,16 @@ class Decoder:
         """One row without padding: `ids` after `held` tokens. Returns f32[keep,vocabulary]."""
         total = held + len(ids)
         row = np.array([ids])
-        return self.feed(row, np.arange(held, total)[None], np.ones((1, total)), [total], keep)[0]
+        rows = self.feed(row, np.arange(held, total)[None], np.ones((1, total)), [total], keep)
+        return np.asarray(rows[0])
 
 
 def check_decoder(decoder: Decoder, goldens: Sequence[Golden]) -> float:
     """The largest difference over all checks.
 
     Raises:
-        ProofError: a difference beyond TOLERANCE (or not a number), with the check, the position, and the first layer that differs.
+        ProofError: a difference beyond TOLERANCE (or not a number), with the check, the position, and the first layer
+        that differs.
     """
     worst = 0.0
     for golden in goldens:
@@ -136,9 +138,10 @@ def _check_pieces(decoder: Decoder, golden: Golden) -> float:
 
 
 def _check_batch(decoder: Decoder, short: Golden, long: Golden) -> float:
-    """Two rows of different length, padded, then one more token for each: a mask or a length that is ignored shows here.
+    """Two rows of different length, padded, then one more token for each: an ignored mask or length shows here.
 
-    A graph with a mask takes the pad tokens first; one with lengths takes them last (left-padded rows were off by up to 8.8).
+    A graph with a mask takes the pad tokens first; one with lengths takes them last (left-padded rows were off by up to
+    8.8).
     """
     decoder.reset(2)
     rows = [list(short.ids), list(long.ids)]

@@ -20,7 +20,7 @@ from genai_runner.verify import run_tests
 PORTABLE = "portable"
 
 _CHECKED = 96
-"""Positions of the shared buffers in the proof: more than its tokens, so that the rest of a buffer is seen to be ignored."""
+"""Positions of the shared buffers in the proof: more than its tokens, so that a buffer's rest is seen to be ignored."""
 
 
 def prove_tests(path: Path) -> list[str]:
@@ -49,7 +49,7 @@ def prove_tests(path: Path) -> list[str]:
 
 
 def prove_decoder(path: Path, graph: str, goldens: Sequence[Golden]) -> dict[str, float]:
-    """Compare the logits of the decoder `graph` with the reference: prefill, cached steps, pieces, a padded batch of two.
+    """Compare the logits of the decoder `graph` with the reference, in every way that `parity.check_decoder` knows.
 
     Returns:
         The largest difference of a logit, by variant.

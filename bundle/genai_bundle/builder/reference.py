@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the source model itself says: greedy tokens, logits and caches from transformers, the yardstick of every build."""
+"""What the source model itself says: greedy tokens, logits and caches, the yardstick of every build."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ Array = NDArray[np.float32]
 class Golden:
     """One greedy continuation.
 
-    `ids` are the prompt's tokens, `tokens` the new ones. `logits` f32[len(ids) + len(tokens) - 1, vocabulary]: row i is the prediction
-    after i + 1 tokens of `ids + tokens`. `keys` and `values` hold, for each layer, f32[heads, len(logits), head_size].
+    `ids` are the prompt's tokens, `tokens` the new ones. `logits` f32[len(ids) + len(tokens) - 1, vocabulary]: row i is
+    the prediction after i + 1 tokens of `ids + tokens`. `keys` and `values` hold, for each layer, f32[heads,
+    len(logits), head_size].
     """
 
     ids: tuple[int, ...]
@@ -38,7 +39,7 @@ class Golden:
         return (*self.ids, *self.tokens[:-1])
 
     def sure(self, margin: float) -> int:
-        """How many new tokens lead the second candidate by more than `margin` in logits, before the first that does not."""
+        """How many new tokens lead the second candidate by more than `margin`, before the first that does not."""
         rows = self.logits[len(self.ids) - 1 :]
         best = np.partition(rows, -2, axis=-1)[:, -2:]
         unsure = np.flatnonzero(best[:, 1] - best[:, 0] <= margin)

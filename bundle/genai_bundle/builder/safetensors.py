@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Safetensors files as byte ranges of a mapping.
 
-The `safetensors` library hands out tensors; the builder needs to know *where* their bytes lie, so that a weight goes from the
-checkpoint's mapping to the bundle without a copy of its own. The layout is short: eight bytes with the header's length, a JSON header
-with dtype, shape and the range of each tensor, then the data (github.com/huggingface/safetensors, "Format").
+The `safetensors` library hands out tensors; the builder needs to know *where* their bytes lie, so that a weight goes
+from the checkpoint's mapping to the bundle without a copy of its own. The layout is short: eight bytes with the
+header's length, a JSON header with dtype, shape and the range of each tensor, then the data
+(github.com/huggingface/safetensors, "Format").
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from genai_bundle.errors import SourceError
 _NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(kind).newbyteorder("<")
     for name, kind in {
-        "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "u2", "I16": "i2", "U32": "u4", "I32": "i4", "U64": "u8", "I64": "i8",
-        "F16": "f2", "F32": "f4", "F64": "f8",
+        "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "u2", "I16": "i2", "U32": "u4", "I32": "i4", "U64": "u8",
+        "I64": "i8",         "F16": "f2", "F32": "f4", "F64": "f8",
     }.items()
 } | {"BF16": np.dtype(ml_dtypes.bfloat16)}  # fmt: skip
 
@@ -26,7 +26,9 @@ def stored_array(tensor: StoredTensor) -> NDArray[Any]:
     """The tensor as an array over the mapping: no copy."""
     dtype = _NUMPY.get(tensor.dtype)
     if dtype is None:
-        raise SourceError(f"has the dtype {tensor.dtype}, which cannot be built yet", where=f"{tensor.file}: {tensor.name}")
+        raise SourceError(
+            f"has the dtype {tensor.dtype}, which cannot be built yet", where=f"{tensor.file}: {tensor.name}"
+        )
     return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
 
 
@@ -34,7 +36,7 @@ def checkpoint_tensor(tensor: StoredTensor, dtype: ir.DataType) -> ir.LazyTensor
     """A graph tensor of `dtype` that reads the checkpoint's bytes. float16 and bfloat16 widen exactly."""
     stored_array(tensor)  # an unknown dtype is refused now, not while packing
 
-    def read() -> ir.Tensor:
+    def read() -> ir.TensorProtocol:
         array = stored_array(tensor)
         return ir.Tensor(array.astype(dtype.numpy(), copy=False), name=tensor.name)
 

@@ -121,8 +121,8 @@ def _default_template(value: Json, where: str) -> str:
 def _eos(tokenizer: Tokenizer, special: Mapping[str, str], configs: Iterable[Json]) -> tuple[int, ...]:
     """All ids that end a text, each once, in the order in which transformers would ask for them.
 
-    Checkpoints disagree with themselves: a chat model's end of turn often stands in one of these places only, and an id that is
-    missing here is a model that never stops.
+    Checkpoints disagree with themselves: a chat model's end of turn often stands in one of these places only, and an id
+    that is missing here is a model that never stops.
     """
     found: list[int] = []
     for config in configs:

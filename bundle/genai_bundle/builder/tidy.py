@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from genai_bundle.builder.variants.match import only_user
 from genai_bundle.errors import SourceError
 
 IR_VERSION = 10
@@ -22,23 +23,24 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def slice_before_head(model: ir.Model, *, indices: str, count: str) -> None:
     """Replace the input `indices` i64[n] (positions whose logits are wanted) by `count` i64[]: the last that many.
 
-    The exporter traces the gather of positions before the output head; a slice says the same with a number that a manifest can state.
-    Logits of all positions cost 1.2 GB at 2,048 positions of a 150 k vocabulary. 0, or more than there are, gives all positions.
+    The exporter traces the gather of positions before the output head; a slice says the same with a number that a
+    manifest can state. Logits of all positions cost 1.2 GB at 2,048 positions of a 150 k vocabulary. 0, or more than
+    there are, gives all positions.
     """
     graph = model.graph
     wanted = _port(graph, indices)
     # transpose(0, 1), gather rows, transpose back: how a gather along axis 1 is exported.
-    column = _only_user(wanted, "Unsqueeze")
-    rows = _only_user(column.outputs[0], "GatherND") if column else None
+    column = only_user(wanted, "Unsqueeze")
+    rows = only_user(column.outputs[0], "GatherND") if column else None
     before = rows.inputs[0].producer() if rows and rows.inputs[0] else None
-    after = _only_user(rows.outputs[0], "Transpose") if rows else None
+    after = only_user(rows.outputs[0], "Transpose") if rows else None
     if not (rows and before and after and _swaps_first_two(before) and _swaps_first_two(after)):
         raise SourceError(f"the exported graph uses '{indices}' in a way that this exporter does not know")
     hidden = before.inputs[0]
     number = ir.Value(name=count, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
     # The end is 2^31-1, not the largest int64: one backend saturates constants beyond 32 bits.
-    axis, end = _constant(graph, [1], "axis.1"), _constant(graph, [2**31 - 1], "slice.end")
-    shape = _constant(graph, [1], "shape.1")
+    axis, end = constant(graph, [1], "axis.1"), constant(graph, [2**31 - 1], "slice.end")
+    shape = constant(graph, [1], "shape.1")
     negative = ir.node("Neg", [number])
     start = ir.node("Reshape", [negative.outputs[0], shape])
     cut = ir.node("Slice", [hidden, start.outputs[0], end, axis])
@@ -52,7 +54,7 @@ def slice_before_head(model: ir.Model, *, indices: str, count: str) -> None:
 
 
 def simplify_padding_mask(model: ir.Model, mask: str) -> None:
-    """Read the padding mask as `mask[:, None, None, :]` where the exporter gathers it at (row, key) for every row and key."""
+    """Read the padding mask as `mask[:, None, None, :]` where the exporter gathers it at every (row, key)."""
     graph = model.graph
     port = _port(graph, mask)
     for gather in [node for node in graph if node.op_type == "GatherND"]:
@@ -61,7 +63,7 @@ def simplify_padding_mask(model: ir.Model, mask: str) -> None:
         direct = data is port or (source is not None and source.op_type == "Cast" and source.inputs[0] is port)
         if data is None or places is None or not direct or not _is_grid(places):
             continue
-        axes = _constant(graph, [1, 2], "axes.1.2")
+        axes = constant(graph, [1, 2], "axes.1.2")
         view = ir.node("Unsqueeze", [data, axes], metadata_props=dict(gather.metadata_props))
         view.outputs[0].shape, view.outputs[0].type = gather.outputs[0].shape, gather.outputs[0].type
         graph.insert_before(gather, view)
@@ -71,7 +73,7 @@ def simplify_padding_mask(model: ir.Model, mask: str) -> None:
 
 
 def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
-    """Rename symbolic axes. One that is not in `names` becomes anonymous: a tracer's counter means nothing to a reader."""
+    """Rename symbolic axes. One that is not in `names` becomes anonymous: a tracer's counter says nothing."""
 
     def renamed(shape: ir.Shape | None) -> ir.Shape | None:
         if shape is None:
@@ -83,16 +85,31 @@ def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
         value.shape = renamed(value.shape)
 
 
+def constant(graph: ir.Graph, numbers: list[int], name: str) -> ir.Value:
+    """The int64 initializer i64[len(numbers)] called `name`, made at the first call."""
+    if name not in graph.initializers:
+        tensor = ir.Tensor(np.array(numbers, np.int64), name=name)
+        graph.register_initializer(
+            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        )
+    return graph.initializers[name]
+
+
 def finish(model: ir.Model) -> None:
-    """Merge equal nodes, order the graph, give every node and value a name that says where in the model it is, drop all metadata."""
+    """Merge equal nodes, order the graph, name nodes and values after their place in the model, drop all metadata."""
     common.CommonSubexpressionEliminationPass()(model)
-    common.RemoveUnusedNodesPass()(model)
-    graph = model.graph
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        del graph.initializers[name]
-    graph.sort()
+    drop_unused(model)
+    model.graph.sort()
     rename_values(model)
     strip(model)
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Remove nodes and initializers that no output needs. Inputs stay: they are the graph's interface."""
+    common.RemoveUnusedNodesPass()(model)
+    initializers = model.graph.initializers
+    for name in [name for name, value in initializers.items() if not value.uses()]:
+        del initializers[name]
 
 
 def rename_values(model: ir.Model) -> None:
@@ -131,7 +148,7 @@ def rename_values(model: ir.Model) -> None:
 
 
 def strip(model: ir.Model) -> None:
-    """No stack traces (2 MB of them), versions or paths: they make two builds differ and tell about the builder's machine."""
+    """No stack traces (2 MB of them), versions or paths: they make two builds differ and tell about a machine."""
     graph = model.graph
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version, model.domain, model.model_version = "genai-bundle", "", "", None
@@ -168,23 +185,8 @@ def _port(graph: ir.Graph, name: str) -> ir.Value:
     return found
 
 
-def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    users = [use.node for use in value.uses()]
-    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
-
-
 def _swaps_first_two(node: ir.Node) -> bool:
     return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [])) == [1, 0, 2]
-
-
-def _constant(graph: ir.Graph, numbers: list[int], name: str) -> ir.Value:
-    """An int64 initializer, made once."""
-    if name not in graph.initializers:
-        tensor = ir.Tensor(np.array(numbers, np.int64), name=name)
-        graph.register_initializer(
-            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        )
-    return graph.initializers[name]
 
 
 def _is_grid(places: ir.Value) -> bool:

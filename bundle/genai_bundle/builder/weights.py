@@ -10,9 +10,11 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from genai_bundle.errors import SourceError
 from genai_bundle.writer import Shard
@@ -95,20 +97,25 @@ def pack(models: Mapping[str, ir.Model], prefix: str = "decoder") -> tuple[dict[
                 places[id(tensor)] = packer.place(tensor.nbytes, _reader(tensor))
             found = places[id(tensor)]
             value.const_value = ir.ExternalTensor(
-                found.member, found.offset, found.length, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+                found.member,
+                found.offset,
+                found.length,
+                tensor.dtype,
+                shape=value.shape or ir.Shape(tensor.numpy().shape),
+                name=name,
             )
         graphs[path] = _serialise(copy)
     return graphs, packer.shards()
 
 
 def _reader(tensor: ir.TensorProtocol) -> Read:
-    """The raw bytes of a tensor, row-major and little-endian; a view of the checkpoint's mapping where that holds them so."""
+    """The raw bytes of a tensor, row-major and little-endian; a view of the checkpoint's mapping where it can be."""
 
     def read() -> bytes | memoryview:
         if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
             return tensor.tobytes()
-        array = np.ascontiguousarray(tensor.numpy())
-        return memoryview(array.reshape(-1).view(np.uint8))
+        array: NDArray[Any] = np.ascontiguousarray(tensor.numpy())
+        return array.reshape(-1).view(np.uint8).data
 
     return read
 

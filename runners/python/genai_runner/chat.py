@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat templates, rendered as Hugging Face transformers renders them. Normative text: spec/ops/text.md.
+"""Chat templates, rendered as Hugging Face transformers renders them. Normative text: spec/ops/text.chat.md.
 
 A template is somebody else's program: it runs in Jinja's immutable sandbox and sees nothing but plain JSON data.
 """

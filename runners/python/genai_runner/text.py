@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text in, ids out, and back: whole and streamed. Normative text: spec/ops/text.md and stop.md.
+"""Text in, ids out, and back: whole and streamed. Normative text: spec/ops/text.encode.md and text.decode.md.
 
 Whatever is streamed joins to what decoding the whole gives, after every token and for every kind of tokenizer.
 """

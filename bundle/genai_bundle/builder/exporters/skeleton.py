@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A transformers model whose parameters have shapes but no bytes, and the sample inputs that an exporter traces it with.
+"""A transformers model whose parameters have shapes but no bytes, and the sample that an exporter traces it with.
 
-The trace of a decoder does not depend on its weights. Without them it costs the same for every size of model, and the exporter's
-optimiser cannot fold, merge or transpose a weight into a second copy.
+The trace of a decoder does not depend on its weights. Without them it costs the same for every size of model, and the
+exporter's optimiser cannot fold, merge or transpose a weight into a second copy.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ from genai_bundle.errors import SourceError
 
 
 def load_skeleton(path: Path, untied: Callable[[list[str]], bool]) -> Any:
-    """The model of the checkpoint folder `path`: float32, fake parameters on the CPU, real buffers (rotary frequencies).
+    """The model of the folder `path`: float32, fake parameters on the CPU, real buffers (rotary frequencies).
 
     Args:
-        path: the folder; only its config is read.
-        untied: told the names that share one parameter, whether the checkpoint holds different weights for them. transformers
+        path: the folder; only its config is read. untied: told the names that share one parameter, whether the
+        checkpoint holds different weights for them. transformers
             ignores the config's tie in that case, and so must we.
     """
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        with _meta_parameters():
-            model = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
-            )
+        model = _construct(config)
     except (ValueError, KeyError, OSError, ImportError) as error:
         message = str(error).strip().split("\n")[0]
         raise SourceError(f"transformers cannot make this model: {message}", where="config.json") from error
@@ -40,6 +37,18 @@ def load_skeleton(path: Path, untied: Callable[[list[str]], bool]) -> Any:
     model.tie_weights()
     _fake_parameters(model, untied)
     return model
+
+
+def _construct(config: Any) -> Any:
+    """Attention as one operator where the model has that form (ONNX has an operator for it), else written out."""
+    arguments = {"trust_remote_code": False, "dtype": torch.float32}
+    with _meta_parameters():
+        try:
+            return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", **arguments)
+        except ValueError as error:
+            if "attention implementation" not in str(error):
+                raise
+            return AutoModelForCausalLM.from_config(config, attn_implementation="eager", **arguments)
 
 
 def parameter_names(model: Any) -> dict[str, list[str]]:
@@ -86,9 +95,10 @@ def _fake_parameters(model: Any, untied: Callable[[list[str]], bool]) -> None:
 
 
 def sample(model: Any, batch: int, sequence: int, past: int) -> dict[str, Any]:
-    """Keyword arguments of one cached forward: `sequence` tokens after `past` held ones, the first row padded on the left.
+    """Arguments of one cached forward: `sequence` tokens after `past` held ones, the first row padded on the left.
 
-    An all-ones mask would be dropped from the graph, a past of one token frozen into it: hence the padded row and `past` >= 2.
+    An all-ones mask would be dropped from the graph, a past of one token frozen into it: hence the padded row and
+    `past` >= 2.
     """
     ids = torch.zeros(batch, past, dtype=torch.long)
     cache = _zeros_like(model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values)
@@ -106,7 +116,7 @@ def sample(model: Any, batch: int, sequence: int, past: int) -> dict[str, Any]:
 
 
 def dynamic_axes(first: Any, second: Any) -> Any:
-    """The shape specification that `torch.export` takes: axes that differ between two samples are dynamic, all others static."""
+    """What `torch.export` takes as dynamic shapes: the axes that differ between two samples. All others are static."""
     if isinstance(first, torch.Tensor):
         pairs = zip(first.shape, second.shape, strict=True)
         return {axis: torch.export.Dim.AUTO for axis, (a, b) in enumerate(pairs) if a != b}

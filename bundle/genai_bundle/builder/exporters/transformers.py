@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A causal language model through transformers' own ONNX exporter, as one decoder graph for prefill and step alike.
 
-The exporter declares itself experimental. This file therefore touches its `export(...).program` only, does the rest on the graph,
-and nothing that leaves here is believed before `builder.prove` has compared it with the model.
+The exporter declares itself experimental. This file therefore touches its `export(...).program` only, does the rest on
+the graph, and nothing that leaves here is believed before `builder.prove` has compared it with the model.
 """
 
 from __future__ import annotations
@@ -45,10 +45,14 @@ def export_decoder(path: Path, tensors: Mapping[str, StoredTensor]) -> Export:
     with quiet(), torch.no_grad():
         model = load_skeleton(path, lambda names: _differ(names, tensors))
         weights = _match(model, tensors)
-        program = _trace(model)
-    _detach_weights(program, weights)
-    optimizer.optimize_ir(program)
-    onnx_fusions.fuse(program)
+        try:
+            program = _trace(model)
+        except Exception as error:  # whatever torch's tracer raises on code that it cannot follow
+            reason = str(error).strip().split("\n")[0]
+            raise SourceError(f"the exporter cannot trace this model: {reason}", where="config.json") from error
+        _detach_weights(program, weights)
+        optimizer.optimize_ir(program)
+        onnx_fusions.fuse(program)
     _attach_weights(program, weights)
     _name_ports(program)
     tidy.slice_before_head(program, indices="logits_to_keep", count="num_logits")
@@ -60,7 +64,7 @@ def export_decoder(path: Path, tensors: Mapping[str, StoredTensor]) -> Export:
 def _trace(model: Any) -> ir.Model:
     first = sample(model, BATCH, SEQUENCE, PAST)
     second = sample(model, BATCH + 2, SEQUENCE + 3, PAST + 4)
-    # optimize=False: the optimiser would read the weights. The same passes run afterwards, with the weights out of its sight.
+    # optimize=False: the optimiser would read the weights. The same passes run later, with the weights out of sight.
     config = OnnxConfig(opset_version=OPSET, optimize=False, dynamic_shapes=dynamic_axes(first, second))
     program = OnnxExporter().export(model, first, config).program
     assert isinstance(program, ir.Model)
@@ -100,7 +104,7 @@ def _files(tensors: Mapping[str, StoredTensor]) -> str:
 
 
 def _detach_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> None:
-    """Let the weights be inputs for a while: the optimiser neither folds, merges nor reads what it takes for an input."""
+    """Let the weights be inputs for a while: the optimiser neither folds, merges nor reads an input."""
     for name in [name for name in model.graph.initializers if name in weights]:
         value = model.graph.initializers.pop(name)
         value.const_value = None
@@ -129,6 +133,8 @@ def _name_ports(model: ir.Model) -> None:
             value.name = f"present.{match[2]}.{'key' if match[3] == 'keys' else 'value'}"
         elif value.name != "logits":
             raise SourceError(f"the exported graph has the output '{value.name}', a state of a kind not built yet")
+    for value in [value for value in model.graph.inputs if not value.uses() and "._" in str(value.name)]:
+        model.graph.inputs.remove(value)  # a private counter of a cache class, which the traced graph does not read
     inputs = {value.name: value for value in model.graph.inputs}
     known = {"input_ids", "attention_mask", "position_ids", "logits_to_keep"}
     strange = [name for name in inputs if name not in known and not str(name).startswith("past_key_values.")]

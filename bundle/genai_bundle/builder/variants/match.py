@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read the portable graph: what an attention node's key, value and mask really are.
 
-Every question is answered with what was proved by the pattern, or None. A rewrite that guesses is a silent wrong result.
+Every question is answered with what was proved by the pattern, or None. A rewrite that guesses is a silent wrong
+result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Cached:
-    """A cached operand of attention: `past` (a port) and `new` [batch,heads,sequence,size] joined to `present` (a port)."""
+    """An operand of attention: the port `past` and `new` [batch,heads,sequence,size], joined to the port `present`."""
 
     past: ir.Value
     new: ir.Value
@@ -30,6 +32,12 @@ def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     return node if node is not None and node.domain == "" and node.op_type in op_types else None
 
 
+def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The node that alone reads `value`, if it is of this type."""
+    users = [use.node for use in value.uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == op_type and not value.is_graph_output() else None
+
+
 def static(value: ir.Value | None, axis: int) -> int | None:
     """The length of an axis that the graph fixes."""
     if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
@@ -38,7 +46,7 @@ def static(value: ir.Value | None, axis: int) -> int | None:
     return dim if isinstance(dim, int) else None
 
 
-def constant(value: ir.Value | None) -> np.ndarray | None:  # type: ignore[type-arg]
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
     """The numbers of a small initializer."""
     tensor = value.const_value if value is not None else None
     return tensor.numpy() if tensor is not None and tensor.size <= 64 else None
@@ -46,7 +54,7 @@ def constant(value: ir.Value | None) -> np.ndarray | None:  # type: ignore[type-
 
 def permutes(node: ir.Node | None, perm: Sequence[int]) -> bool:
     """Whether `node` is a Transpose with this permutation."""
-    return node is not None and node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [])) == list(perm)
+    return node is not None and node.op_type == "Transpose" and list(node.attributes.get_ints("perm", ())) == list(perm)
 
 
 def cached(value: ir.Value | None, heads: int) -> Cached | None:

@@ -1,123 +1,178 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decoder in ONNX Runtime's fastest CPU form: GroupQueryAttention over one buffer for past and present.
 
-At 3,000 tokens of context a step took 6 ms against 26 ms for the portable graph, whose cache is copied on every step. Rotation stays
-outside the operator, so the variant holds for every kind of rotary embedding. Weights keep their names and bytes.
+At 3,000 tokens of context a step took 6 ms against 26 ms for the portable graph, whose cache is copied on every step.
+Rotation stays outside the operator, so the variant holds for every kind of rotary embedding. Weights keep their names
+and bytes.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from math import sqrt
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from genai_bundle.builder import tidy
+from genai_bundle.builder.variants import ort_fusions
 from genai_bundle.builder.variants.match import (
     Cached,
     cached,
     constant,
     is_causal_with_padding,
+    only_user,
     permutes,
     producer,
     static,
 )
 
-DOMAIN = "com.microsoft"
+DOMAIN = ort_fusions.DOMAIN
 
 _PADDING = "attention_mask"
+_HEADS_LAST = (0, 2, 1, 3)
+"""[batch,heads,sequence,size] <-> [batch,sequence,heads,size]."""
 
 
 def make_variant(portable: ir.Model) -> tuple[ir.Model | None, str]:
     """Rewrite a copy of the portable decoder.
 
-    The cache ports become [batch,heads,capacity,head_size]; attention_mask goes; seqlens_k i32[batch] (real tokens after the run, minus
-    one) and total_sequence_length i32[] (the longest row) come. Rows of different length must be padded on the right.
+    The cache ports become [batch,heads,capacity,head_size]; attention_mask goes; seqlens_k i32[batch] (real tokens
+    after the run, minus one) and total_sequence_length i32[] (the longest row) come. Rows of different length must be
+    padded on the right.
 
     Returns:
         The variant and "", or None and the reason why this graph has none.
     """
     model = portable.clone()
     graph = model.graph
-    lengths = _port("seqlens_k", ["batch"])
-    total = _port("total_sequence_length", [])
+    padding = next((value for value in graph.inputs if value.name == _PADDING), None)
     attentions = [node for node in graph if node.op_type == "Attention" and node.domain == ""]
-    if not attentions:
-        return None, "the graph has no Attention node"
+    if padding is None or not attentions:
+        return None, "the graph has no Attention node with a padding mask"
+    rewrite = _Rewrite(graph, padding)
     for node in attentions:
-        reason = _rewrite_attention(graph, node, lengths, total)
+        reason = rewrite.attention(node)
         if reason:
             return None, f"{node.name}: {reason}"
     common.RemoveUnusedNodesPass()(model)
-    for value in [value for value in graph.inputs if value.name == _PADDING]:
-        if value.uses():
-            return None, f"{_PADDING} is used outside attention"
-        graph.inputs.remove(value)
+    if padding.uses():
+        return None, f"{_PADDING} is used outside attention"
     reason = _past_used_elsewhere(graph)
     if reason:
         return None, reason
-    graph.inputs.extend([lengths, total])
-    _fuse_transposed_weights(graph)
-    _fuse_skip_norms(graph)
+    graph.inputs.remove(padding)
+    graph.inputs.extend([rewrite.lengths, rewrite.total])
+    ort_fusions.fuse_transposed_weights(graph)
+    ort_fusions.fuse_skip_norms(graph)
     model.opset_imports[DOMAIN] = 1
-    common.RemoveUnusedNodesPass()(model)
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        del graph.initializers[name]
+    tidy.drop_unused(model)
     graph.sort()
     return model, ""
 
 
-def _port(name: str, shape: list[str]) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT32))
+class _Rewrite:
+    """Puts GroupQueryAttention in the place of attention nodes and what surrounds them."""
 
+    def __init__(self, graph: ir.Graph, padding: ir.Value) -> None:
+        self.graph = graph
+        self.padding = padding
+        self.lengths = _port("seqlens_k", ["batch"])
+        self.total = _port("total_sequence_length", [])
+        self._names = {value.name for node in graph for value in node.outputs}
 
-def _rewrite_attention(graph: ir.Graph, node: ir.Node, lengths: ir.Value, total: ir.Value) -> str:
-    """Put GroupQueryAttention in the place of `node` and what surrounds it. Returns why not, or ""."""
-    query, mask = node.inputs[0], node.inputs[3] if len(node.inputs) > 3 else None
-    heads = _heads(query)
-    padding = next((value for value in graph.inputs if value.name == _PADDING), None)
-    if query is None or heads is None or padding is None:
-        return "the number of query heads is unknown"
-    if any(value is not None for value in node.inputs[4:]) or any(value.uses() for value in node.outputs[1:]):
-        return "it keeps a cache or a score matrix of its own"
-    if node.attributes.get_int("is_causal", 0) or not is_causal_with_padding(mask, padding):
-        return "its mask is more than causal order and padding"
-    key, value = cached(node.inputs[1], heads), cached(node.inputs[2], heads)
-    if key is None or value is None or (key.heads, key.size) != (value.heads, value.size):
-        return "its key or value is not a cache joined with new entries"
-    last = _flattened(node)
-    if last is None:
-        return "its result is not read as [batch, sequence, heads * head_size]"
-    operands = [_flat(graph, node, query, heads), _flat(graph, node, key.new, key.heads), _flat(graph, node, value.new, key.heads)]
-    attention = ir.node(
-        "GroupQueryAttention",
-        [*operands, key.past, value.past, lengths, total],
-        {
+    def attention(self, node: ir.Node) -> str:
+        """Rewrite one node. Returns why not, or ""."""
+        query, mask = node.inputs[0], node.inputs[3] if len(node.inputs) > 3 else None
+        heads = _heads(query)
+        if query is None or heads is None:
+            return "the number of query heads is unknown"
+        if any(value is not None for value in node.inputs[4:]) or any(value.uses() for value in node.outputs[1:]):
+            return "it keeps a cache or a score matrix of its own"
+        if node.attributes.get_int("is_causal", 0) or not is_causal_with_padding(mask, self.padding):
+            return "its mask is more than causal order and padding"
+        key, value = cached(node.inputs[1], heads), cached(node.inputs[2], heads)
+        if key is None or value is None or (key.heads, key.size) != (value.heads, value.size):
+            return "its key or value is not a cache joined with new entries"
+        operands = [
+            self._flat(node, part, count)
+            for part, count in ((query, heads), (key.new, key.heads), (value.new, key.heads))
+        ]
+        attributes = {
             "num_heads": heads,
             "kv_num_heads": key.heads,
-            "scale": node.attributes.get_float("scale", 1 / float(np.sqrt(key.size))),
+            "scale": node.attributes.get_float("scale", 1 / sqrt(key.size)),
             "softcap": node.attributes.get_float("softcap", 0.0),
             "do_rotary": 0,
-        },
-        domain=DOMAIN,
-        num_outputs=3,
-        name=_name(node, "GroupQueryAttention"),
-    )
-    _take_over(graph, node, attention, last, key, value)
-    return ""
+        }
+        name = self._unique(f"{str(node.name).rpartition('/')[0]}/GroupQueryAttention")
+        inputs = [*operands, key.past, value.past, self.lengths, self.total]
+        fused = ir.node("GroupQueryAttention", inputs, attributes, domain=DOMAIN, num_outputs=3, name=name)
+        fused.outputs[0].name = name
+        self.graph.insert_before(node, fused)
+        self._take_result(node, fused, heads, key.size)
+        for fresh, side in zip(fused.outputs[1:], (key, value), strict=True):
+            _take_present(self.graph, fresh, side)
+        return ""
+
+    def _take_result(self, node: ir.Node, fused: ir.Node, heads: int, size: int) -> None:
+        """Let the result [batch,sequence,heads*size] stand for attention's [batch,heads,sequence,size].
+
+        Most graphs transpose and flatten it at once: then nothing is left between the operator and the output
+        projection.
+        """
+        result = fused.outputs[0]
+        old = _zeroed(node.outputs[0])
+        turned = only_user(old, "Transpose")
+        reader = only_user(turned.outputs[0], "Reshape") if turned and permutes(turned, _HEADS_LAST) else None
+        flat = reader.outputs[0] if reader is not None else None
+        if flat is not None and flat.shape is not None and len(flat.shape) == 3:
+            result.shape, result.type = flat.shape, flat.type
+            ir.convenience.replace_all_uses_with(flat, result)
+            return
+        shape = tidy.constant(self.graph, [0, 0, heads, size], f"heads.{heads}.{size}")
+        split = self._insert(node, ir.node("Reshape", [result, shape]), f"{fused.name}.heads")
+        back = self._insert(node, ir.node("Transpose", [split], {"perm": _HEADS_LAST}), f"{fused.name}.turned")
+        back.shape, back.type = old.shape, old.type
+        ir.convenience.replace_all_uses_with(old, back)
+
+    def _flat(self, before: ir.Node, value: ir.Value, heads: int) -> ir.Value:
+        """[batch,heads,sequence,size] as [batch,sequence,heads*size], by preference from before a transposition."""
+        rotation = producer(value, "RotaryEmbedding")
+        if rotation is not None and rotation.inputs[0] is not None:
+            kept = [attribute for name, attribute in rotation.attributes.items() if name != "num_heads"]
+            inputs = [self._flat(before, rotation.inputs[0], heads), *rotation.inputs[1:]]
+            node = ir.Node("", "RotaryEmbedding", inputs, attributes=[*kept, ir.AttrInt64("num_heads", heads)])
+            return self._insert(before, node, f"{rotation.name}.flat")
+        turned = producer(value, "Transpose")
+        if turned is not None and permutes(turned, _HEADS_LAST):
+            four = turned.inputs[0]
+            split = producer(four, "Reshape")
+            whole = split.inputs[0] if split is not None else None
+            width = heads * (static(value, 3) or 0)
+            if whole is not None and whole.shape is not None and len(whole.shape) == 3 and static(whole, 2) == width:
+                return whole
+        else:
+            node = ir.node("Transpose", [value], {"perm": _HEADS_LAST})
+            four = self._insert(before, node, f"{value.name}.turned")
+        shape = tidy.constant(self.graph, [0, 0, -1], "flatten.shape")
+        return self._insert(before, ir.node("Reshape", [four, shape]), f"{value.name}.flat")
+
+    def _insert(self, before: ir.Node, node: ir.Node, name: str) -> ir.Value:
+        self.graph.insert_before(before, node)
+        node.name = node.outputs[0].name = self._unique(name)
+        return node.outputs[0]
+
+    def _unique(self, name: str) -> str:
+        found, number = name, 0
+        while found in self._names:
+            number += 1
+            found = f"{name}.{number}"
+        self._names.add(found)
+        return found
 
 
-def _take_over(graph: ir.Graph, node: ir.Node, attention: ir.Node, last: ir.Value, key: Cached, value: Cached) -> None:
-    """Let the outputs of `attention` replace the old result and the old present ports."""
-    graph.insert_before(node, attention)
-    result = attention.outputs[0]
-    result.name, result.shape, result.type = attention.name, last.shape, last.type
-    ir.convenience.replace_all_uses_with(last, result)
-    for fresh, side in zip(attention.outputs[1:], (key, value), strict=True):
-        name = side.present.name
-        side.present.name = f"{name}.joined"
-        fresh.name, fresh.type = name, side.past.type
-        shape = ir.Shape(["batch", side.heads, "capacity", side.size])
-        side.past.shape = fresh.shape = shape
-        graph.outputs[graph.outputs.index(side.present)] = fresh
+def _port(name: str, shape: list[str]) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT32))
 
 
 def _heads(query: ir.Value | None) -> int | None:
@@ -127,91 +182,24 @@ def _heads(query: ir.Value | None) -> int | None:
     return found if found is not None or rotation is None else rotation.attributes.get_int("num_heads", 0) or None
 
 
-def _flattened(node: ir.Node) -> ir.Value | None:
-    """The value [batch,sequence,heads*size] that the model reads attention's result as.
-
-    Between lies a Where that zeroes rows without a key (padding; nobody reads them), a transposition and a reshape.
-    """
-    result = node.outputs[0]
-    for _ in range(2):
-        users = [use.node for use in result.uses()]
-        if len(users) != 1:
-            return None
-        if users[0].op_type == "Where":
-            zeros = constant(users[0].inputs[1])
-            if users[0].inputs[2] is not result or zeros is None or zeros.any():
-                return None
-            result = users[0].outputs[0]
-        elif permutes(users[0], (0, 2, 1, 3)):
-            readers = [use.node for use in users[0].outputs[0].uses()]
-            if len(readers) != 1 or readers[0].op_type != "Reshape":
-                return None
-            shape = readers[0].outputs[0].shape
-            return readers[0].outputs[0] if shape is not None and len(shape) == 3 else None
-        else:
-            return None
-    return _flattened_transpose(result)
+def _zeroed(result: ir.Value) -> ir.Value:
+    """Attention's result after what changes nothing: zeroing rows without a key (padding), a reshape to its shape."""
+    where = only_user(result, "Where")
+    zeros = constant(where.inputs[1]) if where is not None and where.inputs[2] is result else None
+    if where is not None and zeros is not None and not zeros.any():
+        result = where.outputs[0]
+    same = only_user(result, "Reshape")
+    known = result.shape is not None and all(isinstance(dim, int) or dim.value is not None for dim in result.shape)
+    return same.outputs[0] if same is not None and known and same.outputs[0].shape == result.shape else result
 
 
-def _flattened_transpose(result: ir.Value) -> ir.Value | None:
-    """The last two of `_flattened`, after the Where."""
-    users = [use.node for use in result.uses()]
-    if len(users) != 1 or not permutes(users[0], (0, 2, 1, 3)):
-        return None
-    readers = [use.node for use in users[0].outputs[0].uses()]
-    found = readers[0].outputs[0] if len(readers) == 1 and readers[0].op_type == "Reshape" else None
-    return found if found is not None and found.shape is not None and len(found.shape) == 3 else None
-
-
-def _flat(graph: ir.Graph, before: ir.Node, value: ir.Value, heads: int) -> ir.Value:
-    """[batch,heads,sequence,size] as [batch,sequence,heads*size], without a transposition where the graph made one to begin with."""
-    rotation = producer(value, "RotaryEmbedding")
-    if rotation is not None and rotation.inputs[0] is not None:
-        attributes = {name: attribute for name, attribute in rotation.attributes.items() if name != "num_heads"}
-        node = ir.Node(
-            "",
-            "RotaryEmbedding",
-            [_flat(graph, before, rotation.inputs[0], heads), *rotation.inputs[1:]],
-            attributes=[*attributes.values(), ir.AttrInt64("num_heads", heads)],
-        )
-        return _insert(graph, before, node, _name(rotation, f"RotaryEmbedding.{len(value.uses())}{heads}"))
-    turned = producer(value, "Transpose")
-    if turned is not None and permutes(turned, (0, 2, 1, 3)):
-        four = turned.inputs[0]
-        split = producer(four, "Reshape")
-        whole = split.inputs[0] if split is not None else None
-        if whole is not None and whole.shape is not None and len(whole.shape) == 3 and _width(value) == static(whole, 2):
-            return whole
-        name = _name(turned, "Flatten")
-    else:
-        node = ir.node("Transpose", [value], {"perm": [0, 2, 1, 3]})
-        four = _insert(graph, before, node, f"{value.name}.turned")
-        name = f"{value.name}.flat"
-    return _insert(graph, before, ir.node("Reshape", [four, _keep_two(graph)]), name)
-
-
-def _width(value: ir.Value) -> int | None:
-    heads, size = static(value, 1), static(value, 3)
-    return heads * size if heads is not None and size is not None else None
-
-
-def _keep_two(graph: ir.Graph) -> ir.Value:
-    """The shape [0, 0, -1]: keep two axes, merge the rest."""
-    name = "flatten.shape"
-    if name not in graph.initializers:
-        tensor = ir.Tensor(np.array([0, 0, -1], np.int64), name=name)
-        graph.register_initializer(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
-    return graph.initializers[name]
-
-
-def _insert(graph: ir.Graph, before: ir.Node, node: ir.Node, name: str) -> ir.Value:
-    graph.insert_before(before, node)
-    node.name = node.outputs[0].name = name
-    return node.outputs[0]
-
-
-def _name(node: ir.Node, kind: str) -> str:
-    return f"{(node.name or '').rpartition('/')[0]}/{kind}"
+def _take_present(graph: ir.Graph, fresh: ir.Value, side: Cached) -> None:
+    """Let `fresh` be the output port that `side.present` was."""
+    name = side.present.name
+    side.present.name = f"{name}.joined"
+    fresh.name, fresh.type = name, side.past.type
+    side.past.shape = fresh.shape = ir.Shape(["batch", side.heads, "capacity", side.size])
+    graph.outputs[graph.outputs.index(side.present)] = fresh
 
 
 def _past_used_elsewhere(graph: ir.Graph) -> str:
@@ -225,52 +213,3 @@ def _past_used_elsewhere(graph: ir.Graph) -> str:
             if use.node.op_type != "GroupQueryAttention" and not batch_only:
                 return f"{value.name} is used by {use.node.name}"
     return ""
-
-
-def _fuse_transposed_weights(graph: ir.Graph) -> None:
-    """MatMul(x, Transpose(weight)) as FusedMatMul with transB.
-
-    ONNX Runtime folds the transposition at load, which costs a private copy of every weight. FusedMatMul multiplies by the mapped
-    [N, K] bytes: as fast with and without prepacking, for 1, 16 and 128 rows (2048 x 2048: 0.11, 0.65 and 5.3 ms in both forms).
-    """
-    for node in [node for node in graph if node.op_type == "MatMul" and node.domain == ""]:
-        turned = producer(node.inputs[1], "Transpose")
-        weight = turned.inputs[0] if turned is not None and permutes(turned, (1, 0)) else None
-        if weight is None or weight.const_value is None:
-            continue
-        fused = ir.node("FusedMatMul", [node.inputs[0], weight], {"transB": 1}, domain=DOMAIN, name=node.name)
-        _replace(graph, node, fused, 0)
-
-
-def _fuse_skip_norms(graph: ir.Graph) -> None:
-    """Add and the RMSNormalization that reads it as one SkipSimplifiedLayerNormalization, whose fourth output is the sum."""
-    for node in [node for node in graph if node.op_type == "RMSNormalization" and node.domain == ""]:
-        add = producer(node.inputs[0], "Add")
-        scale = node.inputs[1]
-        if add is None or scale is None or scale.shape is None or len(scale.shape) != 1:
-            continue
-        left, right = add.inputs
-        same = left is not None and right is not None and left.shape is not None and left.shape == right.shape
-        if not same or len(left.shape) != 3 or node.attributes.get_int("axis", -1) not in (-1, 2):  # type: ignore[union-attr, arg-type]
-            continue
-        epsilon = node.attributes.get_float("epsilon", 1e-5)
-        fused = ir.node(
-            "SkipSimplifiedLayerNormalization", [left, right, scale], {"epsilon": epsilon},
-            domain=DOMAIN, num_outputs=4, name=_name(node, "SkipSimplifiedLayerNormalization"),
-        )  # fmt: skip
-        for index in (1, 2):
-            fused.outputs[index].name = ""
-        _replace(graph, node, fused, 0)
-        _replace(graph, add, fused, 3, insert=False)
-
-
-def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, output: int, *, insert: bool = True) -> None:
-    """Let output `output` of `new` stand for the only output of `old`, under its name."""
-    if insert:
-        graph.insert_before(old, new)
-    before, after = old.outputs[0], new.outputs[output]
-    after.shape, after.type = before.shape, before.type
-    name = before.name
-    ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
-    after.name = name

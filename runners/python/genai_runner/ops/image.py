@@ -37,20 +37,17 @@ def decode_1(_env: Env, *, bytes: Value) -> dict[str, NDArray[Any]]:  # noqa: A0
         warnings.simplefilter("ignore")  # Pillow warns about odd metadata and about sizes, which are checked here
         try:
             with Image.open(io.BytesIO(bytes), formats=FORMATS) as image:
-                _admit(image)
-                if image.format == "PNG" and bytes[24] > 8:  # its header's bit depth; Pillow would drop the low bits
-                    refuse(
-                        OP, "bytes", f"holds {bytes[24]} bits a channel, which have no 8-bit form", "Convert it first"
-                    )
+                _admit(image, bytes)
                 return {"pixels": np.asarray(ImageOps.exif_transpose(image).convert("RGB"))}
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             refuse(OP, "bytes", f"holds no readable image: {error}", f"Readable are {', '.join(FORMATS)}")
 
 
-def _admit(image: Image) -> None:
+def _admit(image: Image, raw: Buffer) -> None:
     """Look at the header before anything is unpacked."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         refuse(OP, "bytes", f"holds an image of {width} x {height}, more than {MAX_PIXELS} pixels", "Scale it down")
-    if image.mode not in MODES:
-        refuse(OP, "bytes", f"holds an image of mode {image.mode}, which has no 8-bit RGB form", "Convert it first")
+    depth = raw[24] if image.format == "PNG" else 8  # of the header; Pillow drops the low bits of colours silently
+    if image.mode not in MODES or depth > 8:
+        refuse(OP, "bytes", f"holds {depth}-bit {image.mode}, which has no 8-bit RGB form", "Convert it first")
