@@ -73,6 +73,12 @@ def test_generation_ends_where_the_context_is_full(path: Path) -> None:
         genai_runner.load(path)(ids=[0] * 64)
 
 
+@pytest.mark.parametrize("literal", [False, True])
+def test_stop_strings_need_a_tokenizer(path: Path, literal: bool) -> None:
+    with pytest.raises(UsageError, match="stop strings need a tokenizer"):
+        genai_runner.load(path, literal=literal)(ids=[1], stop=["x"])
+
+
 def test_a_stream_may_be_left_at_any_time(path: Path) -> None:
     pipe = genai_runner.load(path)
     next(iter(pipe.stream(ids=[1])))

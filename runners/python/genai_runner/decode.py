@@ -186,6 +186,8 @@ class Decoder:
 
     def _new_stream(self) -> TextStream | None:
         text, options = self._request.program.text, self._request.options
+        if options.stop and text is None:
+            raise UsageError("stop strings need a tokenizer, and this bundle has none", where=self._step.where)
         wanted = options.stop or any(value != "token" for value in self._step.emit.values())
         return text.stream(options.stop) if text and wanted else None
 
