@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from genai_bundle.builder.shards import INLINE, Packer
 from genai_bundle.errors import SourceError
+from genai_bundle.sanitize import CONTRIB, STANDARD
 from genai_bundle.writer import Shard
 
 HEADER = '<ir_version: 10, opset_import: ["": 23]> '
@@ -71,9 +72,19 @@ def read_file(path: Path, where: str) -> onnx.ModelProto:
 
 
 def domains(model: onnx.ModelProto) -> set[str]:
-    """The operator domains that the model uses, save ONNX's own and those of its functions."""
+    """The operator domains that the model's nodes use, save ONNX's own and those of its functions."""
+    bodies = [model.graph.node, *(function.node for function in model.functions)]
     own = {function.domain for function in model.functions}
-    return {entry.domain for entry in model.opset_import} - {"", "ai.onnx", "ai.onnx.ml"} - own
+    return {node.domain for body in bodies for node in _nodes(body)} - STANDARD - own
+
+
+def _nodes(body: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes with those of their subgraphs."""
+    for node in body:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)
 
 
 def pack_graph(
@@ -155,4 +166,4 @@ def _clear(tensor: onnx.TensorProto) -> None:
 
 def used(models: Iterable[onnx.ModelProto]) -> list[str]:
     """The features that bundles with these default graphs have to require."""
-    return sorted({f"domain:{domain}" for model in models for domain in domains(model)})
+    return sorted({f"domain:{domain}" for model in models for domain in domains(model) & CONTRIB})

@@ -133,6 +133,7 @@ def _name_ports(model: ir.Model) -> None:
             value.name = f"present.{match[2]}.{'key' if match[3] == 'keys' else 'value'}"
         elif value.name != "logits":
             raise SourceError(f"the exported graph has the output '{value.name}', a state of a kind not built yet")
+    tidy.drop_unused(model)
     for value in [value for value in model.graph.inputs if not value.uses() and "._" in str(value.name)]:
         model.graph.inputs.remove(value)  # a private counter of a cache class, which the traced graph does not read
     inputs = {value.name: value for value in model.graph.inputs}
