@@ -177,14 +177,14 @@ def _compare(
     if not worst <= TOLERANCE:
         layer = _first_layer(decoder, golden) if decoder is not None and golden is not None else ""
         raise ProofError(
-            f"{check}: differs from the source model by {worst:.3g} at position {place[0]}, allowed are {TOLERANCE:g}{layer}",
+            f"{check}: differs from the model by {worst:.3g} at position {place[0]}, allowed are {TOLERANCE:g}{layer}",
             where="logits", hint="The graph is wrong for this model; nothing was written",
         )  # fmt: skip
     return worst
 
 
 def _first_layer(decoder: Decoder, golden: Golden) -> str:
-    """Where the difference begins: the first layer whose cache differs. A layer's cache shows what the layers before it did."""
+    """Where the difference begins: the first cache that differs. It shows what the layers before it did."""
     total = len(golden.logits)
     for layer, (keys, values) in enumerate(zip(golden.keys, golden.values, strict=True)):
         for half, expected in (("key", keys), ("value", values)):
