@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Canonical JSON: one value, one spelling (rules M1-M6).
+"""Canonical JSON: one value, one spelling (rules M1-M6): RFC 8785, within bounds that every reader can hold.
 
-Keys sorted by code point, no white space, UTF-8 without escapes that JSON does not need, integers within ±2^53, floats
-in the shortest digits that give the number back, as Python's `repr` writes them. The digest of these bytes is a
-bundle's identity, so the reader refuses every other spelling of the same value.
+The digest of these bytes is a bundle's identity, so the reader refuses every other spelling of the same value.
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NoReturn
 
+import rfc8785
+
 from .errors import ManifestError
 from .layout import MAX_MANIFEST
 from .names import at
@@ -22,7 +22,7 @@ from .records import Json
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-MAX_INTEGER = 1 << 53
+MAX_INTEGER = (1 << 53) - 1
 MAX_DEPTH = 64
 """Objects and lists inside one another."""
 
@@ -57,7 +57,7 @@ def parse(raw: bytes, *, where: str = "manifest.json") -> Json:
 
 
 def _encode(value: Json) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    return rfc8785.dumps(value)
 
 
 def _check(value: Json) -> None:
@@ -67,8 +67,9 @@ def _check(value: Json) -> None:
             raise ManifestError(f"nested deeper than {MAX_DEPTH} levels", where=f"{path[:40]}…", rule="M5")
         if isinstance(item, float) and (not math.isfinite(item) or (item == 0 and math.copysign(1, item) < 0)):
             raise ManifestError(f"{item!r} is not allowed, a number is finite and not -0.0", where=path, rule="M3")
-        if isinstance(item, int) and abs(item) > MAX_INTEGER:
-            raise ManifestError(f"the integer {item} lies outside of ±2^53", where=path, rule="M4")
+        if isinstance(item, int | float) and item == int(item) and abs(item) > MAX_INTEGER:
+            # A float without a fraction is spelt as an integer.
+            raise ManifestError(f"the integer {item} lies outside of ±(2^53-1)", where=path, rule="M4")
         texts = item if isinstance(item, dict) else (item,) if isinstance(item, str) else ()
         for text in texts:
             if not isinstance(text, str):
@@ -107,7 +108,7 @@ def _constant(text: str) -> NoReturn:
 
 def _integer(text: str) -> int:
     if len(text) > 17:  # also keeps Python from turning a million digits into a number
-        raise ManifestError(f"the integer {text[:20]}… lies outside of ±2^53", rule="M4")
+        raise ManifestError(f"the integer {text[:20]}… lies outside of ±(2^53-1)", rule="M4")
     return int(text)
 
 

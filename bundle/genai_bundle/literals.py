@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .records import Dim, Json
 
-_RANGES = {"i64": (-(1 << 53), 1 << 53), "i32": (-(1 << 31), (1 << 31) - 1), "u8": (0, 255)}
+_RANGES = {"i64": (1 - (1 << 53), (1 << 53) - 1), "i32": (-(1 << 31), (1 << 31) - 1), "u8": (0, 255)}
 
 
 def problem(value: Json, kind: str, dims: Sequence[Dim] | None) -> str | None:

@@ -18,7 +18,7 @@ VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-MAX_INTEGER, MAX_INTEGER)
-    | st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: str(x) != "-0.0")
+    | st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: not x.is_integer() or 0 < abs(x) <= MAX_INTEGER)
     | TEXTS,
     lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner),
     max_leaves=20,
@@ -47,12 +47,12 @@ def test_no_other_spelling_is_read(value: Any) -> None:
 
 
 def test_the_canonical_form() -> None:
-    value = {"b": [1, 1.5, 1e22, 1e-7, True, None], "a": 'ünï"\\\n\x01', "Z": {}}
-    assert dumps(value) == '{"Z":{},"a":"ünï\\"\\\\\\n\\u0001","b":[1,1.5,1e+22,1e-07,true,null]}'.encode()
+    value = {"b": [1, 1.5, 2.0, 1e-7, True, None], "a": 'ünï"\\\n\x01', "Z": {}}
+    assert dumps(value) == '{"Z":{},"a":"ünï\\"\\\\\\n\\u0001","b":[1,1.5,2,1e-7,true,null]}'.encode()
 
 
-def test_keys_are_sorted_by_code_point() -> None:
-    assert dumps({"\U0001f600": 1, "\uffee": 2}) == '{"\uffee":2,"\U0001f600":1}'.encode()
+def test_keys_are_sorted_by_utf16_code_units() -> None:
+    assert dumps({"\U0001f600": 1, "\uffee": 2}) == '{"\U0001f600":1,"\uffee":2}'.encode()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_the_deepest_value() -> None:
 
 
 def test_the_greatest_integers() -> None:
-    assert parse(b"[-9007199254740992,9007199254740992]") == [-MAX_INTEGER, MAX_INTEGER]
+    assert parse(b"[-9007199254740991,9007199254740991]") == [-MAX_INTEGER, MAX_INTEGER]
 
 
 def test_a_difference_is_shown() -> None:
@@ -95,7 +95,7 @@ def test_a_difference_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), -0.0, MAX_INTEGER + 1, {1: 2}, {"a": {1}}, b"x", "\udc00"]
+    "value", [float("nan"), float("inf"), -0.0, MAX_INTEGER + 1, 1e16, 1e22, {1: 2}, {"a": {1}}, b"x", "\udc00"]
 )
 def test_what_has_no_canonical_form_is_not_written(value: Any) -> None:
     with pytest.raises(ManifestError):

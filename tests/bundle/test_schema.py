@@ -87,7 +87,7 @@ def test_devices_and_points(text: str) -> None:
     assert schema.is_valid(text) == bool(PATH.fullmatch(text)) == (text in ("conx", "a.con", "a..b"))
 
 
-OTHER: list[Any] = [None, True, False, 0, 1, -1, 2.5, 9007199254740992, [], {}, [[]], [1], ["x"], ["x", "y"]]
+OTHER: list[Any] = [None, True, False, 0, 1, -1, 2.5, 9007199254740991, [], {}, [[]], [1], ["x"], ["x", "y"]]
 OTHER += ["", "x", "a.b", "kv.len", "f32", "read", "T*", "weights/a", "x@1", {"x": 1}, {"file": "a"}, {"x-a": None}]
 KEYS = ["x", "x-y", "a b", "type", "chunks", "weights/a", "then"]
 STARTS = [case.document for case in CASES if case.rule is None and case.schema == "valid"]

@@ -51,7 +51,7 @@ def _json() -> Iterator[Case]:
     yield spelled("M3", "nan", "NaN is no JSON", raw.replace(b"[]}", b'[],"x-a":NaN}'), "absent")
     yield spelled("M3", "overflow", "A number beyond the range of doubles", raw.replace(b"[]}", b'[],"x-a":1e999}'))
     yield spelled("M3", "minus-zero", "Negative zero", raw.replace(b"[]}", b'[],"x-a":-0.0}'))
-    yield spelled("M4", "integer", "2^53 + 1", raw.replace(b"[]}", b'[],"x-a":9007199254740993}'))
+    yield spelled("M4", "integer", "2^53", raw.replace(b"[]}", b'[],"x-a":9007199254740992}'))
     yield spelled(
         "M5",
         "deep",
@@ -78,7 +78,7 @@ def _manifest() -> Iterator[Case]:
     yield fault("M9", "update-word", "An update that does not exist", "chat", (*KV, "update", "grow"))
     yield fault("M9", "zero-capacity", "A capacity of nothing", "chat", (*KV, "capacity", 0))
     yield fault("M9", "bool-for-integer", "true is no number", "chat", (*KV, "axis", True))
-    yield fault("M9", "float-for-integer", "1.0 is no integer", "chat", (*KV, "axis", 1.0))
+    yield fault("M9", "float-for-integer", "1.5 is no integer", "chat", (*KV, "axis", 1.5))
     yield fault("M9", "top-p", "A probability above 1", "chat", ("generation", "top_p", 1.5))
     yield fault(
         "M9", "carry-three", "Three names for one carried value", "loops", (*LOOP, "carry", "x", ["x", "a", "b"])

@@ -7,11 +7,12 @@ Vectors come from here, so that a mistake which reader and writer of the package
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import rfc8785
 
 MIMETYPE = b"application/vnd.genai-bundle+zip"
 CHUNK = 4 << 20
@@ -37,8 +38,7 @@ def digests(path: str, data: bytes) -> dict[str, Any]:
 def manifest_bytes(document: Mapping[str, Any], members: Mapping[str, bytes]) -> bytes:
     """The canonical manifest, with `files` computed from the members unless the document has it."""
     files = {path: digests(path, data) for path, data in members.items()}
-    text = json.dumps({"files": files, **document}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return text.encode()
+    return rfc8785.dumps({"files": files, **document})
 
 
 def in_order(manifest: bytes, members: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
