@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from .container import Container, Form, Member, open_container
 from .digest import Digester, bundle_id
 from .errors import ContainerError, IntegrityError
-from .layout import is_weights
+from .layout import MAX_SIGNATURE, is_weights
 from .manifest import parse_manifest
 from .ports import Ports
-from .records import CHUNK_SIZE, MANIFEST_MEMBER, MIMETYPE_MEMBER, FileEntry, Manifest
+from .records import CHUNK_SIZE, MANIFEST_MEMBER, SIGNATURE_MEMBER, UNLISTED, FileEntry, Manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -135,8 +135,11 @@ class Bundle:
         """The manifest lists every member and no others, each with its size."""
         for path, member in self.members.items():
             entry = self.manifest.files.get(path)
-            if entry is None and path not in (MIMETYPE_MEMBER, MANIFEST_MEMBER):
+            if entry is None and path not in UNLISTED:
                 raise ContainerError("the manifest does not list this member", where=path, rule="C29", hint="Remove it")
+            if path == SIGNATURE_MEMBER and member.size > MAX_SIGNATURE:
+                message = f"{member.size} bytes, at most {MAX_SIGNATURE} are allowed"
+                raise ContainerError(message, where=path, rule="C33", hint="This is no signature; remove it")
             if entry is not None and entry.size != member.size:
                 message = f"{member.size} bytes, where the manifest lists {entry.size}"
                 raise ContainerError(message, where=path, rule="C31", hint="Fetch the bundle again")

@@ -5,8 +5,9 @@ Writer and reader use the same function, and so can a browser that has fetched o
 positions is stored twice. All positions and sizes are in bytes from the start of the file.
 
 Layout (spec/container.md): `mimetype`, `manifest.json`, the other members in the order of their paths' bytes, weights
-last, then the central directory. A member's data begins at the smallest multiple of its alignment that leaves room
-for its local header, and the header ends right where the data begins. Zero bytes fill the gap before a header.
+behind them, a signature last, then the central directory. A member's data begins at the smallest multiple of its
+alignment that leaves room for its local header, and the header ends right where the data begins. Zero bytes fill the
+gap before a header.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .records import MANIFEST_MEMBER, MIMETYPE_MEMBER, WEIGHTS_FOLDER
+from .records import MANIFEST_MEMBER, MIMETYPE_MEMBER, SIGNATURE_MEMBER, WEIGHTS_FOLDER
 
 MIMETYPE = b"application/vnd.genai-bundle+zip"
 """The content of the member `mimetype`: the bundle's media type, without a newline."""
@@ -23,6 +24,7 @@ MAX_MEMBERS = 65534
 """One below the count at which ZIP64 would be needed: the directory then stays small for a hostile file as well."""
 
 MAX_MANIFEST = 64 << 20
+MAX_SIGNATURE = 1 << 20
 
 ZIP64_LIMIT = 0xFFFFFFFF
 LOCAL_HEADER = 30
@@ -86,8 +88,12 @@ def alignment(path: str) -> int:
 
 
 def order(paths: Iterable[str]) -> list[str]:
-    """Sorts member paths (without `mimetype` and `manifest.json`) as the file holds them: weights last."""
-    return sorted(paths, key=lambda path: (is_weights(path), path.encode("utf-8", "surrogateescape")))
+    """Sorts member paths (without the first two) as the file holds them: weights late, a signature last."""
+
+    def rank(path: str) -> tuple[bool, bool, bytes]:
+        return path == SIGNATURE_MEMBER, is_weights(path), path.encode("utf-8", "surrogateescape")
+
+    return sorted(paths, key=rank)
 
 
 def place(path: str, size: int, after: int) -> Placed:

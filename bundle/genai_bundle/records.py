@@ -23,6 +23,9 @@ Dim: TypeAlias = int | str
 
 MIMETYPE_MEMBER = "mimetype"
 MANIFEST_MEMBER = "manifest.json"
+SIGNATURE_MEMBER = "model.sig"
+UNLISTED = (MIMETYPE_MEMBER, MANIFEST_MEMBER, SIGNATURE_MEMBER)
+"""Members that the manifest never lists: the fixed one, itself, and the statement that signs it."""
 WEIGHTS_FOLDER = "weights/"
 DOCS_FOLDER = "docs/"
 """Members below it are for people: licences, model cards, notices."""

@@ -15,8 +15,7 @@ from .names import DIGEST, DIM, WORD, is_path
 from .paths import find_clash
 from .records import (
     CHUNK_SIZE,
-    MANIFEST_MEMBER,
-    MIMETYPE_MEMBER,
+    UNLISTED,
     Dim,
     FileEntry,
     GraphEntry,
@@ -57,7 +56,7 @@ def parse_files(node: Node) -> dict[str, FileEntry]:
     for key, value in node.value.items():
         entry = Node(value, f"files[{key!r}]", node.strict)
         path = _path(Node(key, entry.path))
-        if path.lower() in (MIMETYPE_MEMBER, MANIFEST_MEMBER):
+        if path.lower() in UNLISTED:
             entry.refuse("this member is never listed", "M12")
         found[path] = _file(path, entry)
     clash = find_clash(found)

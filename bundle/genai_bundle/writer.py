@@ -19,7 +19,7 @@ from .digest import Block, Digester, bundle_id, unknown_entry
 from .errors import SourceError
 from .layout import MIMETYPE, is_weights, order, plan
 from .manifest import parse_manifest
-from .records import MANIFEST_MEMBER, MIMETYPE_MEMBER, FileEntry
+from .records import MANIFEST_MEMBER, MIMETYPE_MEMBER, SIGNATURE_MEMBER, FileEntry
 
 BLOCK = 4 << 20
 ZEROS = bytes(64 << 10)
@@ -55,7 +55,8 @@ def write_bundle(
 ) -> str:
     """Writes the file form and returns the bundle's id, `sha256:` and the manifest's digest.
 
-    manifest: the document without `files`, which is computed. members: every member but `mimetype` and the manifest.
+    manifest: the document without `files`, which is computed. members: every member but `mimetype` and the manifest;
+    a signature, if there is one, as `model.sig`.
     before_commit: gets the finished temporary file; if it raises, nothing stays behind and the target is untouched.
 
     Raises UsageError where the target exists (and `overwrite` is false) or cannot be written, ManifestError where the
@@ -63,7 +64,7 @@ def write_bundle(
     included, the temporary file is removed.
     """
     sizes = {path: _size(path, source) for path, source in members.items()}
-    draft = _manifest(manifest, {path: unknown_entry(size, is_weights(path)) for path, size in sizes.items()})
+    draft = _manifest(manifest, _unknown(sizes))
     layout = plan(len(draft), sizes.items())
     report = _Report(sum(sizes.values()), progress)
     with staging.staged_file(Path(target), overwrite, before_commit) as file:
@@ -100,7 +101,7 @@ def write_folder(
     With `overwrite` an existing bundle folder is replaced; any other folder is left alone and refused.
     """
     sizes = {path: _size(path, source) for path, source in members.items()}
-    _manifest(manifest, {path: unknown_entry(size, is_weights(path)) for path, size in sizes.items()})
+    _manifest(manifest, _unknown(sizes))
     report = _Report(sum(sizes.values()), progress)
     with staging.staged_folder(Path(target), overwrite, before_commit) as folder:
         entries: dict[str, FileEntry] = {}
@@ -126,12 +127,19 @@ class _Report:
             self.callback(self.done, self.total)
 
 
+def _unknown(sizes: Mapping[str, int]) -> dict[str, FileEntry]:
+    """Entries of the right length, for a manifest whose digests are not known yet."""
+    return {path: unknown_entry(size, is_weights(path)) for path, size in sizes.items()}
+
+
 def _manifest(document: Mapping[str, Any], entries: Mapping[str, FileEntry]) -> bytes:
     """The manifest's bytes with `files` filled in; parsed once, for a reader would refuse what the parser refuses."""
     if "files" in document:
         raise SourceError("the manifest given to a writer has `files`", hint="Leave it out: it is computed")
     files: dict[str, dict[str, Any]] = {}
     for path, entry in entries.items():
+        if path == SIGNATURE_MEMBER:
+            continue
         files[path] = {"size": entry.size, "sha256": entry.sha256}
         if entry.chunks is not None:
             files[path]["chunks"] = list(entry.chunks)

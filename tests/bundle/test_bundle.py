@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from genai_bundle.bundle import Bundle, open_bundle
-from genai_bundle.errors import GraphError, IntegrityError, UsageError
+from genai_bundle.errors import ContainerError, GraphError, IntegrityError, UsageError
 from genai_bundle.writer import Shard, write_bundle, write_folder
 from vectors import containers, graphs
 from vectors.containers import DOCUMENT, MEMBERS, SHARD, WITH_SHARD
@@ -38,6 +38,22 @@ def test_what_a_bundle_shows(path: Path) -> None:
         assert {name: bundle.read(name) for name in WITH_SHARD} == WITH_SHARD
         assert bundle.graph("neg.onnx").graph.node[0].op_type == "Neg"
         assert [port.dtype for port in bundle.ports("neg.onnx").inputs.values()] == ["f32"]
+
+
+def test_a_signature_is_carried_along(tmp_path: Path) -> None:
+    plain = write_bundle(tmp_path / "plain.genai", DOCUMENT, WITH_SHARD)
+    signed = {**WITH_SHARD, "model.sig": b"statement"}
+    for write in (write_bundle, write_folder):
+        path = tmp_path / f"{write.__name__}.genai"
+        assert write(path, DOCUMENT, signed) == plain
+        with open_bundle(path) as bundle:
+            bundle.verify()
+            assert bundle.read("model.sig") == b"statement"
+            assert "model.sig" not in bundle.manifest.files
+    write_bundle(tmp_path / "large.genai", DOCUMENT, {**MEMBERS, "model.sig": bytes((1 << 20) + 1)})
+    with pytest.raises(ContainerError) as caught:
+        open_bundle(tmp_path / "large.genai")
+    assert caught.value.rule == "C33"
 
 
 def test_views_are_read_only_and_not_copied(path: Path) -> None:

@@ -27,6 +27,14 @@ def test_there_and_back_gives_the_same_bytes(bundle: Path, tmp_path: Path) -> No
     assert done.out.strip() == command("inspect", bundle, "--json").json["id"]
 
 
+def test_a_signature_goes_there_and_back(bundle: Path, tmp_path: Path) -> None:
+    command("unpack", bundle, tmp_path / "folder")
+    (tmp_path / "folder" / "model.sig").write_bytes(b"statement")
+    assert command("pack", tmp_path / "folder", "-o", tmp_path / "signed.genai").code == 0
+    command("unpack", tmp_path / "signed.genai", tmp_path / "again")
+    assert (tmp_path / "again" / "model.sig").read_bytes() == b"statement"
+
+
 def test_the_folder_runs_as_the_file_does(bundle: Path, tmp_path: Path) -> None:
     command("unpack", bundle, tmp_path / "folder")
     assert command("run", tmp_path / "folder", "five").out == command("run", bundle, "five").out == "six seven\n"

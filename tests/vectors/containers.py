@@ -30,6 +30,7 @@ DOCUMENT: dict[str, Any] = {
 MANIFEST = manifest_bytes(DOCUMENT, MEMBERS)
 ORDERED = in_order(MANIFEST, MEMBERS)
 GOOD = pack(ORDERED)
+SIGNED = [*ORDERED, ("model.sig", b"{}")]
 WITH_SHARD = {**MEMBERS, SHARD: bytes(range(256)) * 3}
 
 
@@ -43,6 +44,8 @@ def valid() -> Iterator[Vector]:
     yield Vector("empty-shard", "An empty shard has no chunks", unpacked(DOCUMENT, {**MEMBERS, SHARD: b""}))
     exact = {**MEMBERS, "docs/a": bytes(21), "docs/b": bytes(64)}
     yield Vector("no-gap", "A header that fills the room before its data exactly", packed(DOCUMENT, exact))
+    yield Vector("signed", "A signature, which the manifest does not list", file_form(pack(SIGNED)))
+    yield Vector("folder-signed", "The folder form of it", folder_form(MANIFEST, {**MEMBERS, "model.sig": b"{}"}))
     longest = "docs/" + "/".join(["x" * 48] * 3) + "/" + "y" * 48
     yield Vector("long-path", "A path of 200 characters", packed(DOCUMENT, {**MEMBERS, longest: b"here\n"}))
     order = {**MEMBERS, "docs/B": b"1", "docs/a": b"2", "docs/_": b"3"}
@@ -193,6 +196,8 @@ def _places() -> Iterator[Vector]:
 
 
 def _against_manifest() -> Iterator[Vector]:
+    early = [*SIGNED[:2], SIGNED[-1], *SIGNED[2:-1]]
+    yield _raw("signature-early", "C23", "The signature stands before other members", pack(early))
     more = {**MEMBERS, "docs/more.txt": b"more"}
     yield _raw("unlisted", "C29", "A member that the manifest does not list", pack(in_order(MANIFEST, more)))
     less = {GRAPH: MEMBERS[GRAPH]}

@@ -17,12 +17,14 @@ def checked_parts(bundle: Bundle) -> tuple[dict[str, Any], dict[str, Shard]]:
     A writer computes the digests anew, so a damaged bundle would come out as a sound one if this did not look first.
     """
     from genai_bundle.cli.console import progress
+    from genai_bundle.records import MANIFEST_MEMBER, MIMETYPE_MEMBER
 
     with progress("checking digests") as report:
         bundle.verify(report)
     manifest = json.loads(bundle.manifest.raw)
     del manifest["files"]
-    return manifest, {path: _member(bundle, path, entry.size) for path, entry in bundle.manifest.files.items()}
+    parts = {path: _member(bundle, path, one.size) for path, one in bundle.members.items()}
+    return manifest, {path: part for path, part in parts.items() if path not in (MIMETYPE_MEMBER, MANIFEST_MEMBER)}
 
 
 def _member(bundle: Bundle, path: str, size: int) -> Shard:
