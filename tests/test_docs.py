@@ -51,7 +51,7 @@ def render() -> str:
 
 
 def metavar(argument: Any) -> str:
-    return argument.metavar if argument.required else f"[{argument.metavar}]"
+    return f"{argument.metavar}" if argument.required else f"[{argument.metavar}]"
 
 
 def spelling(option: Any) -> str:

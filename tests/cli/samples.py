@@ -84,7 +84,7 @@ def talker(target: Path, **changes: Any) -> Path:
     }
     template = b"{% for message in messages %}{{ message.content }} {% endfor %}"
     members = {"tokenizer.json": tokenizer(), "chat.jinja": template}
-    graphs = {"decoder": COUNTER, "decoder.ort-cpu": COUNTER}
+    graphs: dict[str, str | bytes] = {"decoder": COUNTER, "decoder.ort-cpu": COUNTER}
     return bundle(target, graphs, manifest | changes, **members)
 
 

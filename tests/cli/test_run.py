@@ -93,7 +93,19 @@ def test_options_reach_the_request(bundle: Path) -> None:
     short = command("run", bundle, "one", "--max-tokens", "2", "--temperature", "0", "--json").json
     assert (short["text"], short["finish_reason"]) == ("two three", "length")
     assert command("run", bundle, "one", "--stop", "five", "--stop", "seven").out == "two three four \n"
-    sampled = ["run", bundle, "one", "--temperature", "5", "--top-k", "4", "--top-p", "0.9", "--min-p", "0.01"]
+    sampled: list[str | Path] = [
+        "run",
+        bundle,
+        "one",
+        "--temperature",
+        "5",
+        "--top-k",
+        "4",
+        "--top-p",
+        "0.9",
+        "--min-p",
+        "0.01",
+    ]
     sampled += ["--repetition-penalty", "1.1", "--max-tokens", "8", "--json"]
     first, again, other = (command(*sampled, "--seed", seed).json["tokens"] for seed in ("3", "3", "4"))
     assert first == again

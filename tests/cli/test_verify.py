@@ -16,7 +16,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return talker(tmp_path_factory.mktemp("verify") / "talker.genai")
 
 
-def golden(done: Done) -> list[tuple[str, str, str]]:
+def golden(done: Done) -> list[tuple[str, str | None, str]]:
     """(backend, variant, status) of the golden vectors in a JSON report."""
     checks: list[dict[str, Any]] = done.json["checks"]
     return [(check["backend"], check["variant"], check["status"]) for check in checks if check["backend"] is not None]

@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
 from genai_bundle import FORMAT_VERSION
 from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint, text_config
 from genai_bundle.builder.parity import TOLERANCE
@@ -24,18 +22,11 @@ from genai_bundle.writer import Source, write_bundle
 
 if TYPE_CHECKING:
     from genai_bundle.builder.exporters import Export
-    from genai_bundle.builder.reference import Golden
 
 Progress = Callable[[str], None]
 
-PROMPTS = ("Once upon a time", "The capital of France is", "1, 2, 3, 4, 5,")
-"""Golden prompts: a story, a fact, a pattern. Of different length, so that a batch of two needs padding."""
-
 STEPS = 24
 """Cached steps of each: more than the 16 that a proof needs."""
-
-MARGIN = 2 * TOLERANCE
-"""A golden token must lead by this much: two logits may each be off by TOLERANCE without changing it."""
 
 DECODER, VARIANT = "decoder.onnx", "decoder.ort-cpu.onnx"
 
@@ -64,24 +55,26 @@ def build_checkpoint(
         raise UsageError("exists already", where=str(target), hint="Give --force (overwrite=True) to replace it")
     tell("reading the checkpoint")
     checkpoint = read_checkpoint(source)
-    prompts = _prompts(checkpoint)
 
     tell("starting torch")  # late: seconds of imports that a wrong folder should not cost
     from genai_bundle.builder.exporters.transformers import export_decoder
+    from genai_bundle.builder.golden import golden_prompts, golden_tests
     from genai_bundle.builder.prove import prove_decoder, prove_tests
     from genai_bundle.builder.reference import reference_greedy
     from genai_bundle.builder.variants.ort_gqa import make_variant
     from genai_bundle.builder.weights import pack
 
+    prompts = golden_prompts(checkpoint, STEPS)
     tell("exporting")
     export = export_decoder(source, checkpoint.tensors)
     variant, reason = make_variant(export.model)
     tell("rewriting for ONNX Runtime" if variant else f"no variant for ONNX Runtime: {reason}")
     graphs, shards = pack({DECODER: export.model} | ({VARIANT: variant} if variant else {}))
     tell("asking the model itself")
-    goldens = reference_greedy(source, [ids for _, ids in prompts], STEPS)
+    goldens = reference_greedy(source, [prompt.ids for prompt in prompts], STEPS)
     _check_window(checkpoint, max(len(golden.text) for golden in goldens))
-    manifest = make_manifest(checkpoint, export, goldens, prompts, details or {}, variant=variant is not None)
+    tests = golden_tests(prompts, goldens, checkpoint.text.eos)
+    manifest = make_manifest(checkpoint, export, tests, details or {}, variant=variant is not None)
 
     def prove(path: Path) -> None:
         tell("proving logits")
@@ -100,8 +93,7 @@ def build_checkpoint(
 def make_manifest(
     checkpoint: Checkpoint,
     export: Export,
-    goldens: Sequence[Golden],
-    prompts: Sequence[tuple[str, list[int]]],
+    tests: Sequence[Mapping[str, Any]],
     details: Mapping[str, str],
     *,
     variant: bool,
@@ -118,7 +110,7 @@ def make_manifest(
         "format": FORMAT_VERSION,
         "name": _name(details.get("name") or checkpoint.path.resolve().name),
         "task": "text-generation",
-        "source": _source(checkpoint, export, len(prompts)),
+        "source": _source(checkpoint, export),
         "graphs": {"decoder": decoder},
         "inputs": _inputs(text.template is not None),
         "outputs": {"tokens": {"type": "i64", "dims": [1, "T*"]}, "text": {"type": "text", "dims": ["T*"]}},
@@ -140,7 +132,7 @@ def make_manifest(
             "special": dict(text.special),
         },
         "generation": checkpoint.generation,
-        "tests": _tests(goldens, prompts, text.eos),
+        "tests": list(tests),
     }
     extra = {key: value for key, value in details.items() if key != "name" and value}
     return manifest | extra
@@ -166,46 +158,18 @@ def _steps(chat: bool, variant: bool) -> list[dict[str, Any]]:
     return [begin, {"generate": {"carry": {"ids": "token"}, "do": [step], "logits": "logits", "emit": emit}}]
 
 
-def _source(checkpoint: Checkpoint, export: Export, prompts: int) -> dict[str, Any]:
+def _source(checkpoint: Checkpoint, export: Export) -> dict[str, Any]:
     """Where the bundle comes from. Of the proof only what every build repeats: differences vary with the processor."""
     return {
         "exporter": {"name": export.exporter, "version": export.version},
         "files": checkpoint.digests(),
         "proof": {
             "reference": f"transformers {export.version}, float32, eager attention",
-            "prompts": prompts,
             "steps": STEPS,
             "max_abs": TOLERANCE,
             "checks": ["prefill", "cached steps", "pieces", "padded batch of two", "greedy tokens"],
         },
     }
-
-
-def _tests(
-    goldens: Sequence[Golden], prompts: Sequence[tuple[str, list[int]]], eos: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Golden vectors: greedy tokens up to the end of the text, or to the first token that leads too narrowly."""
-    tests = []
-    for (prompt, _), golden in zip(prompts, goldens, strict=True):
-        tokens = list(golden.tokens[: golden.sure(MARGIN)])
-        end = next((index + 1 for index, token in enumerate(tokens) if token in eos), len(tokens))
-        if end == 0:
-            continue
-        options = {"temperature": 0, "repetition_penalty": 1, "max_tokens": end, "stop": []}
-        tests.append({"in": {"prompt": prompt, **options}, "out": {"tokens": [tokens[:end]]}, "compare": "tokens"})
-    return tests
-
-
-def _prompts(checkpoint: Checkpoint) -> list[tuple[str, list[int]]]:
-    """The golden prompts that give different token ids within half of the context."""
-    tokenizer = Tokenizer.from_str(checkpoint.text.tokenizer.decode())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    found = [(prompt, list(tokenizer.encode(prompt).ids)) for prompt in PROMPTS]
-    usable = [(prompt, ids) for prompt, ids in found if 0 < len(ids) <= checkpoint.context - STEPS]
-    if not usable:
-        raise SourceError(f"gives no tokens for {PROMPTS[0]!r} that fit the context", where="tokenizer.json")
-    return usable
 
 
 def _check_window(checkpoint: Checkpoint, proved: int) -> None:

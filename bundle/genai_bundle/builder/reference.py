@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from genai_bundle.builder.exporters.quiet import quiet
 
@@ -73,6 +73,19 @@ class Reference:
         keys = tuple(layer.keys[0].float().numpy() for layer in cache.layers)
         values = tuple(layer.values[0].float().numpy() for layer in cache.layers)
         return Golden(tuple(ids), tuple(tokens), np.concatenate(rows), keys, values)
+
+
+def reference_ids(path: Path, prompt: Mapping[str, Any]) -> list[int] | None:
+    """The token ids that transformers makes of `{"prompt": text}` or `{"messages": [...]}`; None where it cannot."""
+    try:
+        with quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+            if "prompt" in prompt:
+                return list(tokenizer(prompt["prompt"])["input_ids"])
+            text = tokenizer.apply_chat_template(prompt["messages"], tokenize=False, add_generation_prompt=True)
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except Exception:  # a missing optional package, an unknown class, a template that refuses: nothing to compare with
+        return None
 
 
 def reference_greedy(path: Path, prompts: Sequence[Sequence[int]], steps: int) -> list[Golden]:

@@ -1,75 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Move the weights of graphs into shards that all of them share.
-
-Nothing is copied here: a shard knows for each tensor where it goes and how to get its bytes when the bundle is written.
-"""
+"""Serialise `onnx_ir` graphs, their weights in shards that all of them share."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from genai_bundle.builder.shards import INLINE, Packer, Place, Read
 from genai_bundle.errors import SourceError
 from genai_bundle.writer import Shard
-
-INLINE = 1 << 10
-"""Bytes. Smaller tensors stay in the graph, where they take part in shape inference."""
-
-PAGED = 1 << 20
-"""Bytes. Tensors from this size on begin at a multiple of 65536, others at one of 64."""
-
-MAX_SHARD = 1 << 30
-"""Bytes. A tensor larger than this gets a shard of its own."""
-
-Read = Callable[[], bytes | memoryview]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor's bytes lie: the member, and offset and length in it."""
-
-    member: str
-    offset: int
-    length: int
-
-
-@dataclass
-class Packer:
-    """Lays tensors out in shards `weights/PREFIX-00.bin`, equal bytes once."""
-
-    prefix: str
-    _segments: list[list[tuple[int, Read]]] = field(default_factory=list)
-    _ends: list[int] = field(default_factory=list)
-    _places: dict[bytes, Place] = field(default_factory=dict)
-
-    def place(self, length: int, read: Read) -> Place:
-        """The place of `length` bytes. `read` is called now for their digest, and again when the bundle is written."""
-        digest = hashlib.sha256(read()).digest()
-        if digest not in self._places:
-            step = 65536 if length >= PAGED else 64
-            start = -(-self._ends[-1] // step) * step if self._ends else 0
-            if not self._ends or (self._ends[-1] and start + length > MAX_SHARD):
-                self._segments.append([])
-                self._ends.append(0)
-                start = 0
-            self._segments[-1].append((start, read))
-            self._ends[-1] = start + length
-            self._places[digest] = Place(self._member(len(self._ends) - 1), start, length)
-        return self._places[digest]
-
-    def shards(self) -> dict[str, Shard]:
-        """The shards, by their member's path."""
-        return {self._member(index): Shard(end, self._segments[index]) for index, end in enumerate(self._ends)}
-
-    def _member(self, index: int) -> str:
-        return f"weights/{self.prefix}-{index:02}.bin"
 
 
 def pack(models: Mapping[str, ir.Model], prefix: str = "decoder") -> tuple[dict[str, bytes], dict[str, Shard]]:

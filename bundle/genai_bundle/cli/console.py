@@ -36,11 +36,11 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def print_json(value: Any) -> None:
-    """One JSON object on stdout, readable and byte for byte the same for the same value."""
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON object on stdout; `indent=None` puts it on one line, which suits long arrays."""
     import json
 
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False))
 
 
 @contextmanager
@@ -73,22 +73,19 @@ def phases(title: str) -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield lambda _step: None
         return
+    import threading
+
     from rich.console import Console
 
-    began = time.monotonic()
     status = Console(stderr=True).status(title)
-    started = False
-
-    def show(step: str) -> None:
-        nonlocal started
-        status.update(f"{title}: {step}")
-        if not started and time.monotonic() - began > PATIENCE_S:
-            status.start()
-            started = True
-
+    later = threading.Timer(PATIENCE_S, status.start)  # one step may take minutes, and says nothing meanwhile
+    later.daemon = True
+    later.start()
     try:
-        yield show
+        yield lambda step: status.update(f"{title}: {step}")
     finally:
+        later.cancel()
+        later.join()
         status.stop()
 
 

@@ -255,7 +255,7 @@ def _print_json(result: Result, figures: dict[str, Any] | None) -> None:
         },
         "outputs": {name: values.jsonable(value) for name, value in result.outputs.items()},
     }
-    console.print_json(summary if figures is None else {**summary, "stats": figures})
+    console.print_json(summary if figures is None else {**summary, "stats": figures}, indent=None)
 
 
 def _print_outputs(result: Result, skip: set[str]) -> None:

@@ -12,7 +12,7 @@ for piece in pipe.stream("Once upon a time"):
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from .decode import Decoder
 from .interpreter import Program, Request
 from .sampling import OPTIONS, Options
 from .state import Group
+from .text import TextCodec
 from .values import Emission, Value, coerce
 
 
@@ -168,6 +169,20 @@ class Pipeline:
             for emission in request.steps((step,), scope):
                 request.collect(emission)
         raise UsageError("this pipeline has no `generate` among its outermost steps")
+
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Ids of a text in the bundle's own tokenizer. UsageError where it has none."""
+        return self._text.encode(text, add_special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens. UsageError where the bundle has no tokenizer."""
+        return self._text.decode(ids)
+
+    @property
+    def _text(self) -> TextCodec:
+        if self._program.text is None:
+            raise UsageError("this bundle has no tokenizer", where=str(self.bundle.path))
+        return self._program.text
 
     def graph(self, name: str) -> Graph:
         """One of the bundle's graphs, loaded, for those who want to run it alone."""

@@ -115,8 +115,11 @@ def _attach_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -
     for value in [value for value in model.graph.inputs if value.name in weights]:
         model.graph.inputs.remove(value)
         tensor = weights[value.name or ""]
-        value.const_value = tensor
-        value.name = tensor.name  # a tied parameter bears the name under which the checkpoint stores it
+        name = str(tensor.name)  # a tied parameter bears the name under which the checkpoint stores it
+        if name in model.graph.initializers:
+            ir.convenience.replace_all_uses_with(value, model.graph.initializers[name])
+            continue
+        value.const_value, value.name = tensor, name
         model.graph.register_initializer(value)
 
 
