@@ -140,7 +140,9 @@ def _print(facts: Mapping[str, Any], manifest: Manifest) -> None:
     rows += [("format", f"{facts['format']}, {facts['form']}, {console.human_size(facts['size'])}")]
     rows += [("requires", ", ".join(facts["requires"])), ("source", _source(facts["source"]))]
     rows += [("defaults", ", ".join(f"{key} {value}" for key, value in facts["generation"].items()))]
-    out.print(_table("", [(key, str(value)) for key, value in rows if value]))
+    for key, value in rows:
+        if value:
+            out.print(f"{key:<9} {value}", soft_wrap=True)  # a digest must stay in one piece, to be copied
     out.print()
     out.print(pipeline_tree(manifest))
     out.print()
@@ -151,23 +153,24 @@ def _print(facts: Mapping[str, Any], manifest: Manifest) -> None:
     out.print()
     out.print(_table("graphs", list(_graph_rows(facts["graphs"]))))
     out.print()
-    members = [(member["path"], console.human_size(member["size"]), member["sha256"]) for member in facts["members"]]
-    out.print(_table("members (sha256)", members, right=1))
+    out.print("members (sha256)", style="bold")
+    width = max((len(member["path"]) for member in facts["members"]), default=0)
+    for member in facts["members"]:
+        size = console.human_size(member["size"])
+        out.print(f"{member['path']:<{width}}  {size:>8}  {member['sha256']}", soft_wrap=True)
     names = ", ".join(test["name"] or f"tests[{index}]" for index, test in enumerate(facts["tests"]))
     out.print()
     out.print(f"golden vectors: {len(facts['tests'])}" + (f" ({names})" if names else ""))
 
 
-def _table(title: str, rows: Iterable[tuple[str, ...]], right: int | None = None) -> Table:
-    """Plain columns; the last one takes what is left of the line."""
+def _table(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
+    """Plain columns under a title; what is too long for the terminal goes on in the next line of its column."""
     from rich.table import Table
 
     rows = list(rows)
-    table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
-    )
-    for column in range(max((len(row) for row in rows), default=0)):
-        table.add_column(justify="right" if column == right else "left", overflow="fold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    for _ in range(max((len(row) for row in rows), default=0)):
+        table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

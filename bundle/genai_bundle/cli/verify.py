@@ -195,8 +195,8 @@ def _print(checks: Sequence[Check]) -> None:
     from genai_bundle.cli import console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("check", "backend", "variant", "result", "largest difference"):
-        table.add_column(title)
+    for title in ("check", "backend", "variant", "result", "largest diff"):
+        table.add_column(title, no_wrap=True)
     table.add_column("detail", overflow="fold")
     for check in checks:
         difference = "" if check.difference is None else f"{check.difference:.3g}"

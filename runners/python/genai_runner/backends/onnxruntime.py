@@ -86,9 +86,16 @@ class OnnxRuntimeBackend:
             session_options.add_external_initializers_from_files_in_memory(
                 list(weights), list(views), [view.nbytes for view in views]
             )
+        # Packed copies come from the system, not from an arena that takes memory in powers of two and keeps it:
+        # 500 instead of 850 MB for 400 MB of weights.
+        session_options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        skipped = []
         if options.low_memory:
             session_options.add_session_config_entry("session.disable_prepacking", "1")
-        session = ort.InferenceSession(model, session_options, providers=["CPUExecutionProvider"])
+            skipped = ["ConstantFolding"]  # it would make private copies of transposed weights
+        session = ort.InferenceSession(
+            model, session_options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped
+        )
         return OnnxRuntimeGraph(session, views)
 
 
