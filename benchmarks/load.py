@@ -5,7 +5,8 @@
     python benchmarks/load.py --mb 2000 --processes 4 --json
 
 Each row is measured in a fresh process that has imported everything first, so that the figures are the bundle's own.
-`private` and `proportional` are what the process has more after loading than before (Private_* and Pss of smaps_rollup);
+`private` and `proportional` are what the process has more after loading than before (Private_* and Pss of
+smaps_rollup);
 `peak` is the growth of its resident high-water mark during loading. Linux only, as the figures come from /proc.
 """
 

@@ -182,12 +182,12 @@ def train(model: Model, tokenizer: TextTokenizer, steps: int) -> None:
     model.eval()
 
 
-@torch.inference_mode()
 def generate(model: Model, tokenizer: TextTokenizer, ids: list[int], **options: Any) -> str:
     """Return the text that follows a prompt, greedily unless the options say otherwise."""
     prompt = torch.tensor([ids])
     options = {"do_sample": False, "max_new_tokens": CONTEXT - len(ids), **options}
-    output = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    with torch.inference_mode():
+        output = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
     return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
 
 

@@ -3,7 +3,8 @@
 Every sentence is made here, from templates and word lists: nothing is downloaded and nothing is quoted. A template
 is a string in which ``[a|b|c]`` stands for one of its alternatives (they may nest), ``{FRAGMENT}`` for another
 template and ``{slot}`` for a word that stays the same for the whole story. The slots are what keeps a story coherent:
-the hero's name and pronouns, the animal friend and the belongings are drawn once.
+the hero's name and pronouns, the animal friend and the belongings are drawn once. A word that matters little, such as
+a colour, is said once only: so small a model learns to repeat the words that it sees repeated all the time.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ PLACES |= {place: (f"to the {place}", f"in the {place}") for place in ("park", "
 PLACES |= {"beach": ("to the beach", "on the beach"), "hill": ("up the hill", "on the hill")}
 SUBJECTS = [*NAMES, *HEROES, *THINGS, *PLACES]
 HELPERS = words("mother father grandmother grandfather aunt uncle")
-FOODS = {"apples": "apple", "berries": "berry", "cherries": "cherry", "carrots": "carrot", "pears": "pear"}
-FOODS |= {"plums": "plum", "nuts": "nut"}
+FOODS = words("apples berries cherries carrots pears plums nuts")
 SKILLS = ["ride a bike", "swim", "climb a tree", "whistle", "dance", "juggle", "skip stones", "jump over a rope"]
 
 FRAGMENTS = {
@@ -43,7 +43,7 @@ FRAGMENTS = {
     "SCENE": "[The sun was shining|The birds were singing|The sky was blue|The air was fresh|It was quiet there].",
     "LIKES": """[{name}|{He}] [loved|liked] to [play outside|sing songs|explore|make new friends|run and jump
         |look at the clouds|help others|ask questions|count the stars|listen to stories].""",
-    "WITH": "{He} [took|brought|carried] {his} [new|favourite|old] {colour} {thing} along.",
+    "WITH": "{He} [took|took|took|brought|carried] {his} [new|favourite|old] {colour} {thing} along.",
     "SAD": "{name} [began to cry|was very sad|did not know what to do].",
     "MEET": "[Just then|Soon|A moment later], a {size} {animal} came [by|along|out of the grass].",
     "THANKS": '"Thank you[ so much|, thank you|]!" said {name}[ with a big smile| happily|].',
@@ -76,9 +76,9 @@ PLOT_TEXT = """
 anything: {WITH} But [after a while|when it was time to go home|when {he} looked around], the {thing} was gone. {He}
 looked {SPOT}, but it was not there. {SAD}
 
-{MEET} "Why are you [so sad|crying]?" asked the {animal}. "I [have lost|cannot find] my {colour} {thing}," said {name}.
-"[Do not worry|Do not be sad]," said the {animal}. "[I will help you|We will find it together]." They looked and
-looked. [At last|Then] the {animal} found the {thing} {SPOT}.
+{MEET} "Why are you [so sad|crying]?" asked the {animal}. "I [have lost|cannot find] my {thing}," said {name}. "[Do not
+worry|Do not be sad]," said the {animal}. "[I will help you|We will find it together]." They looked and looked. [At
+last|Then] the {animal} found the {thing} {SPOT}.
 
 {THANKS} {END}
 ---
@@ -87,8 +87,7 @@ fence]. "[Please help me|Help me, please]!" [said|cried] the {animal}. {name} pu
 still stuck.
 
 [Then {name} had an idea|{name} thought for a moment]. {He} ran home and came back with {his} {helper} and a
-[long|strong] rope. "One, two, three, pull!" said {his} {helper}. They pulled together, and at last the {animal} was
-free.
+[long|strong] rope. "One, two, three, pull!" they cried. They pulled together, and at last the {animal} was free.
 
 "Thank you," said the {animal}. "You are very [kind|brave]." {LUNCH} {FRIENDS}
 ---
@@ -105,11 +104,11 @@ breakable: {WITH} But {he} [fell over a stone|ran too fast and fell down|let it 
 cried {name}. "My {thing} is broken!" {SAD}
 
 {name} took the {thing} to {his} {helper}. "Can you [fix|mend] it?" {he} asked. "[We can fix it together|Let us fix it
-together|Yes, if you help me]," said {his} {helper}. They used some [glue|string|tape] and a little {colour} paint.
-[Soon|The next day], the {thing} was as good as new.
+together|Yes, if you help me]," was the answer. They used some [glue|string|tape] and a little paint. [Soon|The next
+day], the {thing} was as good as new.
 
-{THANKS} {name} gave {his} {helper} a big hug. [From then on, {name} was very careful with the {thing}.|{He} played
-with the {thing} until bedtime.|{He} never let the {thing} fall again.]
+{THANKS} [From then on, {name} was very careful with the {thing}.|{He} played with the {thing} until bedtime.|{He}
+never let the {thing} fall again.]
 ---
 anything: {WITH} {friend} was there too. "[May|Can] I play with your {thing}?" asked {friend}. "No, it is mine!" said
 {name}. {friend} [sat down under a tree|walked away] and was sad.
@@ -117,8 +116,8 @@ anything: {WITH} {friend} was there too. "[May|Can] I play with your {thing}?" a
 {name} played alone, but it was [no fun|not much fun]. {He} looked at {friend} and felt sorry. "I am sorry," said
 {name}. "[We can share the {thing}|Let us play together|We can take turns]." {friend} smiled.
 
-[{name} and {friend}|They] played with the {colour} {thing} all [day|afternoon]. {name} learned that sharing is
-[good|fun|better than playing alone]. From that day on, {name} and {friend} were [best|good] friends.
+[{name} and {friend}|They] played with the {thing} all [day|afternoon]. {name} learned that sharing is [good|fun|better
+than playing alone]. From that day on, {name} and {friend} were [best|good] friends.
 ---
 nothing: [Suddenly|There], {he} heard a [strange|loud|funny] noise [behind a tree|behind a bush|in the tall grass].
 {name} was [scared|afraid]. "Who is there?" {he} asked [in a small voice|softly]. {He} wanted to run home, but {he} was
@@ -130,17 +129,16 @@ laughed].
 
 {END}
 ---
-nothing: {He} wanted to make {a_dish} for {his} {helper}. But {name} could not find any {food}. {SAD}
+nothing: {He} wanted to [make|bake] a cake for {his} {helper}. But there was no fruit [in the house|at home]. {SAD}
 
-{MEET} "What are you looking for?" asked the {animal}. "I need some {food} for {a_dish}," said {name}. "I know where to
-find some," said the {animal}. "Follow me!" Soon they had a basket full of {food}.
+{MEET} "What are you looking for?" asked the {animal}. "I need some fruit for a cake," said {name}. "I know where to
+find some," said the {animal}. "Follow me!" Soon they had a basket full of [apples|pears|plums|cherries|berries].
 
-{THANKS} They went home together and made the best {dish} in the world. {name}, {his} {helper} and the {animal} ate it
-all up. [{FRIENDS}|]
+{THANKS} They went home together and made the best cake in the world. {FRIENDS}
 ---
 nothing: [At noon|After a while], {he} sat down to eat some {food}. A {size} {animal} came [closer|by] and looked at
-{him}. "I am so hungry," said the {animal}. {name} did not have much, but {he} gave half of the {food} to the {animal}.
-"Thank you," said the {animal}.
+{him}. "I am so hungry," said the {animal}. {name} did not have much, but {he} gave half of it to the {animal}. "Thank
+you," said the {animal}.
 
 Later, {name} wanted to go home, but {he} could not find the way. {SAD} Then the {animal} came back. "You helped me,
 and now I will help you," said the {animal}. It showed {name} the way home.
@@ -153,8 +151,8 @@ hard. "I will never learn it," said {name}. {SAD}
 "[Do not give up|Try once more|Try again]," said {his} {helper}. "I will [help|show] you." Every day, {name} tried to
 {skill}. [Day by day|Little by little], it became easier.
 
-At last, {name} could {skill}! "Look at me!" {he} [cried|said|shouted]. {His} {helper} was very proud. {name} learned
-that [you should never give up|trying again helps].
+At last, {name} could {skill}! "Look at me!" {he} [cried|said|shouted]. Everyone was very proud of {him}. {name}
+learned that [you should never give up|trying again helps].
 ---
 nothing: [There|Soon], {he} saw a baby {parent}. The baby {parent} was [crying|all alone]. "[What is wrong|Why are you
 sad]?" asked {name}. "I cannot find my mother," said the baby {parent}. "[I will help you|We will find her]," said
@@ -178,14 +176,14 @@ flying: {WITH} Then a [strong|big] wind came and blew the {thing} into a tall tr
 could, but {he} could not reach it. {SAD}
 
 [Just then|Soon], a {size} {climber} came by. "[I can help you|Let me help you]," said the {climber}. The {climber}
-went up to the top of the tree and came back with the {colour} {thing}. {name} [clapped|was so happy].
+went up to the top of the tree and came back with the {thing}. {name} [clapped|was so happy].
 
 {THANKS} {name} gave the {climber} some {food}. From that day on, {name} and the {climber} were good friends.
 ---
 anything: [There|On the way], {he} found a {colour} {thing}. It was very [nice|pretty], but it was not {hers}. "Is this
 your {thing}?" {name} asked a {size} {animal}. "No, it is not mine," said the {animal}.
 
-Then {name} saw {friend}. {friend} was [crying|very sad]. "I have lost my {thing}," said {friend}. "Is it {colour}?"
+Then {name} saw {friend}. {friend} was [crying|very sad]. "I have lost my {thing}," said {friend}. "Is it this one?"
 asked {name}. "Yes, it is!" said {friend}. {name} gave the {thing} back.
 
 "Thank you!" said {friend}. "You are very [kind|honest]." They [sat down and ate some {food}|played with the {thing}
@@ -195,9 +193,9 @@ nothing: It was a special day, but nobody [was there|came to play]. "[Everyone h
 remembers my birthday]," said {name}. {SAD} Then a {size} {animal} came. "Come with me," said the {animal}.
 
 {name} and the {animal} walked to {his} house. It was dark inside. Then {he} heard a loud "Surprise!" All of {his}
-friends were there, and {his} {helper} had made {a_dish}.
+friends were there, and {his} {helper} had made [a big cake|a cake|a birthday cake].
 
-"[This is the best day ever|This is my best birthday]!" said {name}. They ate the {dish} and [danced|sang songs| played
+"[This is the best day ever|This is my best birthday]!" said {name}. They ate the cake and [danced|sang songs| played
 games] until bedtime.
 """
 BELONGINGS = {"anything": THINGS, "breakable": BREAKABLE, "flying": FLYING, "nothing": []}
@@ -230,14 +228,11 @@ def cast(rng: random.Random, subjects: Sequence[str], things: list[str]) -> dict
         kind = "girl" if name in GIRLS else "boy"
     he, his, him, hers = ("she", "her", "her", "hers") if name in GIRLS else ("he", "his", "him", "his")
     animal, helper_animal, pet = rng.sample([animal for animal in ANIMALS if animal != kind], 3)
-    food, fruit = rng.choice(list(FOODS.items()))
-    dish, (to, at) = rng.choice(["cake", "pie"]), PLACES[pick(PLACES)]
-    slots = {"name": name, "kind": kind, "he": he, "He": he.title(), "his": his, "His": his.title(), "him": him}
+    to, at = PLACES[pick(PLACES)]
+    slots = {"name": name, "kind": kind, "he": he, "He": he.title(), "his": his, "him": him}
     slots |= {"hers": hers, "animal": animal, "helper_animal": helper_animal, "pet": pet, "to": to, "at": at}
     return slots | {
-        "food": food,
-        "dish": dish,
-        "a_dish": f"a {fruit} {dish}",
+        "food": rng.choice(FOODS),
         "friend": rng.choice([friend for friend in NAMES if friend != name]),
         "parent": animal if animal not in YOUNG else rng.choice(["bear", "fox", "duck"]),
         "climber": rng.choice([climber for climber in CLIMBERS if climber != kind]),
@@ -291,6 +286,8 @@ How [big|old|far|heavy|hot|tall] is [the moon|the earth|the sun|a mountain|a car
 Who [wrote|made|invented|painted|built] [the telephone|the bible|Hamlet|America|the car|the radio|the computer]?
 [Why|How|When] do [birds|planes|people|stars|trees|computers|cars|fish] [fly|work|grow|sleep|move|exist]?
 [Can you|Please] [write|explain|translate|draw|solve] [some code|this program|a letter|a poem|physics|an essay]?
+How many [legs|eyes|teeth|friends|children] [does a cat have|does a dog have|do you have|does a spider have]?
+Do you [like|love|want|know|hate] [cats|dogs|music|me|chocolate|football|London|the president]?
 What is [the weather|the time|the date|the news|love|life|money|music|an atom|gravity|the meaning of life]?
 """
 

@@ -8,9 +8,11 @@ then it fails. So a continuous-integration run cannot pass by having skipped.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -41,6 +43,13 @@ def required() -> set[str]:
     """The needs whose absence is a failure in this run."""
     names = {name.strip() for name in os.environ.get("GENAI_REQUIRE", "").split(",") if name.strip()}
     return names | {"shared"} if os.environ.get("CI") else names
+
+
+def optional(module: str, name: str) -> Any:
+    """A module of the need `name`, for the head of a test file. Without it the file is skipped, or fails."""
+    if name in required():
+        return importlib.import_module(module)
+    return pytest.importorskip(module)
 
 
 def need(name: str) -> None:

@@ -61,7 +61,7 @@ def golden_prompts(checkpoint: Checkpoint, steps: int) -> list[Prompt]:
 
 
 def golden_tests(prompts: Sequence[Prompt], goldens: Sequence[Golden], eos: Sequence[int]) -> list[dict[str, Any]]:
-    """The manifest's `tests`: greedy tokens up to the end of the text, or to the first token that leads too narrowly."""
+    """The manifest's `tests`: greedy tokens up to the text's end, or to the first one that leads too narrowly."""
     tests = []
     for prompt, golden in zip(prompts, goldens, strict=True):
         tokens = list(golden.tokens[: golden.sure(MARGIN)])

@@ -110,11 +110,11 @@ def run(
             _declared(manifest.outputs, name, "output", manifest.name)
         given = _named_inputs(manifest, inputs or [])
         given.update(_chat(manifest, message, system, messages))
-        given.update(_prompt(manifest, prompt, prompt_file, alone=not given))
+        given.update(_prompt(pipe, prompt, prompt_file, alone=not given))
         request = {name: value for name, value in options.items() if value is not None} | given
 
-        streamed = text_output(manifest)
-        result = pipe(**request) if json or streamed is None else _stream(pipe, streamed, request)
+        streamed = pipe.text_output
+        result = pipe(**request) if json or streamed is None else _stream(pipe, request)
         for name, target in targets:
             values.save(name, manifest.outputs[name], result.outputs[name], Path(target))
         figures = _figures(result, load_s) if stats else None
@@ -127,21 +127,15 @@ def run(
             _print_stats(result, figures)
 
 
-def _stream(pipe: Pipeline, output: str, request: Mapping[str, Any]) -> Result:
+def _stream(pipe: Pipeline, request: Mapping[str, Any]) -> Result:
     """Print the pieces of a text output as they come, and one final newline."""
-    stream = pipe.stream(output=output, **request)
+    stream = pipe.stream(**request)
     for piece in stream:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()
     return stream.result
-
-
-def text_output(manifest: Manifest) -> str | None:
-    """The output that a person reads: `text`, or the first one of that type."""
-    texts = [name for name, output in manifest.outputs.items() if output.type == "text"]
-    return "text" if "text" in texts else next(iter(texts), None)
 
 
 def _declared(known: Mapping[str, Any], name: str, kind: str, bundle: str) -> Any:
@@ -183,13 +177,13 @@ def _chat(manifest: Manifest, message: str | None, system: str | None, file: Pat
     return {names[0]: talk}
 
 
-def _prompt(manifest: Manifest, prompt: str | None, file: Path | None, *, alone: bool) -> dict[str, Any]:
+def _prompt(pipe: Pipeline, prompt: str | None, file: Path | None, *, alone: bool) -> dict[str, Any]:
     """The prompt from its argument, a file or stdin. `alone`: no other input was given, so a prompt is expected."""
     from genai_bundle.cli import console, values
 
     if prompt is not None and file is not None:
         raise UsageError("give the prompt as an argument or with --prompt-file, not both")
-    name = prompt_input(manifest)
+    manifest, name = pipe.manifest, pipe.prompt_input
     if prompt is None and file is None:
         if not alone or name is None or manifest.inputs[name].type != "text":
             return {}
@@ -207,15 +201,6 @@ def _prompt(manifest: Manifest, prompt: str | None, file: Path | None, *, alone:
         }
     assert file is not None
     return {name: _one_line_less(sys.stdin.read() if str(file) == "-" else values.read_text(file))}
-
-
-def prompt_input(manifest: Manifest) -> str | None:
-    """The input that a bare prompt goes to: `prompt`, else the only text, else the only one that must be given."""
-    texts = [name for name, declared in manifest.inputs.items() if declared.type == "text"]
-    required = [name for name, declared in manifest.inputs.items() if declared.required]
-    if "prompt" in manifest.inputs:
-        return "prompt"
-    return texts[0] if len(texts) == 1 else required[0] if len(required) == 1 else None
 
 
 def _one_line_less(text: str) -> str:

@@ -70,8 +70,8 @@ class Result:
 class Stream(Iterator[Value]):
     """Pieces of one output as they come: str of a text, arrays otherwise. `result` is set once it is exhausted."""
 
-    def __init__(self, request: Request, emissions: Iterator[Emission], output: str) -> None:
-        self._request, self._output = request, output
+    def __init__(self, request: Request, emissions: Iterator[Emission], output: str, text: str | None) -> None:
+        self._request, self._output, self._text = request, output, text
         self._emissions = emissions
         self._start = time.perf_counter()
         self._first: float | None = None
@@ -102,9 +102,8 @@ class Stream(Iterator[Value]):
         request, tokens = self._request, self._request.new_tokens
         rate = (len(tokens) - 1) / (end - first) if len(tokens) > 1 and end > first else 0.0
         outputs = request.outputs()
-        texts = [value for value in outputs.values() if isinstance(value, str)]
         return Result(
-            text=texts[0] if texts else "",
+            text=outputs.get(self._text or "") or "",
             tokens=list(tokens),
             finish_reason=request.finish_reason,
             outputs=outputs,
@@ -170,6 +169,22 @@ class Pipeline:
                 request.collect(emission)
         raise UsageError("this pipeline has no `generate` among its outermost steps")
 
+    @property
+    def prompt_input(self) -> str | None:
+        """The input that a bare prompt goes to: `prompt`, else the only text, else the only one that must be given."""
+        inputs = self.manifest.inputs
+        texts = [name for name, one in inputs.items() if one.type == "text"]
+        required = [name for name, one in inputs.items() if one.required]
+        if "prompt" in inputs:
+            return "prompt"
+        return next((some[0] for some in (texts, required) if len(some) == 1), None)
+
+    @property
+    def text_output(self) -> str | None:
+        """The output that a person reads: `text`, else the first one of that type."""
+        texts = [name for name, one in self.manifest.outputs.items() if one.type == "text"]
+        return "text" if "text" in texts else next(iter(texts), None)
+
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Ids of a text in the bundle's own tokenizer. UsageError where it has none."""
         return self._text.encode(text, add_special)
@@ -206,14 +221,18 @@ class Pipeline:
         self, prompt: Value, output: str | None, given: Mapping[str, Value], states: dict[str, Group] | None
     ) -> Stream:
         request, scope = self._request(prompt, given, states)
-        return Stream(request, request.steps(self.manifest.steps, scope), self._streamed(output))
+        return Stream(request, request.steps(self.manifest.steps, scope), self._streamed(output), self.text_output)
 
     def _request(
         self, prompt: Value, given: Mapping[str, Value], states: dict[str, Group] | None
     ) -> tuple[Request, Any]:
         inputs = dict(given)
         if prompt is not None:
-            name = self._prompt_input()
+            name = self.prompt_input
+            if name is None:
+                raise UsageError(
+                    "no input is the prompt of this pipeline", hint=f"By name: {', '.join(self.manifest.inputs)}"
+                )
             if name in inputs:
                 raise UsageError(f"input {name!r} is given twice")
             inputs[name] = prompt
@@ -239,24 +258,11 @@ class Pipeline:
             values[name] = None if value is None else coerce(name, declared, value)
         return values
 
-    def _prompt_input(self) -> str:
-        inputs = self.manifest.inputs
-        if "prompt" in inputs:
-            return "prompt"
-        for some in (
-            [name for name, one in inputs.items() if one.type == "text"],
-            [name for name, one in inputs.items() if one.required],
-        ):
-            if len(some) == 1:
-                return some[0]
-        raise UsageError("no input is the prompt of this pipeline", hint=f"Give them by name: {', '.join(inputs)}")
-
     def _streamed(self, output: str | None) -> str:
         outputs = self.manifest.outputs
         if output is not None:
             if output not in outputs:
                 raise UsageError(f"there is no output {output!r}", hint=f"Known are {', '.join(outputs)}")
             return output
-        texts = [name for name, one in outputs.items() if one.type == "text"]
         growing = [name for name, one in outputs.items() if one.stream_axis is not None]
-        return next(iter([*texts, *growing, *outputs]), "")
+        return self.text_output or next(iter([*growing, *outputs]), "")

@@ -12,8 +12,10 @@ import numpy as np
 import onnx
 import pytest
 
+from conftest import optional
+
 pytestmark = pytest.mark.torch
-pytest.importorskip("onnx_ir")
+optional("onnx_ir", "torch")
 
 from genai_bundle.builder.checkpoint import read_checkpoint  # noqa: E402
 from genai_bundle.builder.parity import Decoder, check_decoder  # noqa: E402

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from conftest import optional
+
 pytestmark = pytest.mark.torch
-ir = pytest.importorskip("onnx_ir")
+ir = optional("onnx_ir", "torch")
 
 from genai_bundle.builder import from_checkpoint  # noqa: E402
 from genai_bundle.builder.from_checkpoint import build_checkpoint  # noqa: E402

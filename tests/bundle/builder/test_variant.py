@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import optional
+
 pytestmark = pytest.mark.torch
-ir = pytest.importorskip("onnx_ir")
+ir = optional("onnx_ir", "torch")
 
 from genai_bundle.builder.parity import Decoder, check_decoder  # noqa: E402
 from genai_bundle.builder.variants.ort_gqa import make_variant  # noqa: E402

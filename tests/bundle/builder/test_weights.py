@@ -9,7 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-ir = pytest.importorskip("onnx_ir")
+from conftest import optional
+
+pytestmark = pytest.mark.torch
+ir = optional("onnx_ir", "torch")
 
 from genai_bundle.builder.weights import pack  # noqa: E402
 from genai_bundle.errors import SourceError  # noqa: E402
