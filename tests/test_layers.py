@@ -26,7 +26,7 @@ READING = [
 """genai_bundle's own modules in the order of their dependence; `bundle` alone looks up: it calls `check`, late."""
 
 TORCH = {"torch", "transformers", "onnxscript"}
-ENGINES = {"onnxruntime", "onnxruntime_extensions", "openvino"}
+ENGINES = {"onnxruntime", "openvino"}
 BOTH_SIDES = ("genai_bundle.cli", "genai_bundle.builder.prove")
 
 
