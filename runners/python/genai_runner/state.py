@@ -106,7 +106,10 @@ class Append(Group):
 
     def reset(self) -> None:
         super().reset()
-        self._past: dict[str, Tensor] = {port: self._zeros(port, 0) for port in self.pairs}
+        self._past: dict[str, Tensor] = {port: self._start(port) for port in self.pairs}
+
+    def _start(self, port: str) -> Array:
+        return self._zeros(port, 0)
 
     def feeds(self, n: int) -> dict[str, Tensor]:
         return self._past
@@ -201,7 +204,7 @@ class Ring(Buffer):
     def rewind(self, length: int) -> None:
         needed = np.arange(max(0, length - self._window + 1), length)  # what the next token reads
         if not np.isin(needed, self._slots).all():
-            super(Buffer, self).rewind(length)
+            Group.rewind(self, length)
         self.length = length
 
     def _after(self, total: int) -> Array:
@@ -217,23 +220,15 @@ class Ring(Buffer):
         return np.asarray(self._size) if name == "capacity" else super()._field(name, n)
 
 
-class Replace(Group):
+class Replace(Append):
     """Recurrent and convolution state: zeros at first, then whatever the graph returned."""
 
-    def reset(self) -> None:
-        super().reset()
-        self._past: dict[str, Tensor] = {port: self._zeros(port, None) for port in self.pairs}
-
-    def feeds(self, n: int) -> dict[str, Tensor]:
-        return self._past
-
-    def commit(self, outputs: Mapping[str, Tensor], n: int) -> None:
-        super().commit(outputs, n)
-        self._past = {past: outputs[present] for past, present in self.pairs.items()}
+    def _start(self, port: str) -> Array:
+        return self._zeros(port, None)
 
     def rewind(self, length: int) -> None:
         if length:
-            super().rewind(length)
+            Group.rewind(self, length)
         self.reset()
 
 
