@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make the sample model: write its text, train it on the processor, and build ``tiny-stories.genai`` from it.
 
 The model is a Llama of about half a million parameters that writes very short children's stories and answers a few

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text that the tiny-stories sample model learns from: stories and short conversations, written by a small grammar.
 
 Every sentence is made here, from templates and word lists: nothing is downloaded and nothing is quoted. A template
