@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from rich.progress import Progress, track
-from tiny_stories_text import NAMES, PLACES, QUESTIONS, SUBJECTS, Message, conversation, expand, story, tidy
+from tiny_stories_text import NAMES, QUESTIONS, SUBJECTS, Message, conversation, expand, story, tidy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -209,7 +209,7 @@ def check(model: Model, tokenizer: TextTokenizer) -> None:
         print(f"questions of kind {kind}: {right} of {len(known)} answered right")
     about = 0
     for subject in track(SUBJECTS, "asking for stories", transient=True):
-        article = "" if subject in NAMES else "the " if subject in PLACES else "a "
+        article = "" if subject in NAMES else "a "
         request = tidy(f"Tell me a story about {article}{subject}.")
         about += subject in reply(model, tokenizer, [{"role": "user", "content": request}])
     print(f"stories about something: {about} of {len(SUBJECTS)} have their subject in them")

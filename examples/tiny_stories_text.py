@@ -29,10 +29,10 @@ COLOURS = words("red blue green yellow orange purple pink white")
 BREAKABLE = words("kite boat doll drum basket umbrella puppet lantern train wagon")
 FLYING = words("kite hat scarf balloon umbrella")
 THINGS = sorted({*BREAKABLE, *FLYING, "ball", "book", "bell", "blanket"})
-PLACES = {place: (f"to the {place}", f"by the {place}") for place in ("river", "pond", "lake")}
-PLACES |= {place: (f"to the {place}", f"in the {place}") for place in ("park", "garden", "meadow", "forest")}
-PLACES |= {"beach": ("to the beach", "on the beach"), "hill": ("up the hill", "on the hill")}
-SUBJECTS = [*NAMES, *HEROES, *THINGS, *PLACES]
+PLACES = [(f"to the {place}", f"by the {place}") for place in ("river", "pond", "lake")]
+PLACES += [(f"to the {place}", f"in the {place}") for place in ("park", "garden", "meadow", "forest")]
+PLACES += [("to the beach", "on the beach"), ("up the hill", "on the hill")]
+SUBJECTS = [*NAMES, *HEROES, *THINGS]
 HELPERS = words("mother father grandmother grandfather aunt uncle")
 FOODS = words("apples berries cherries carrots pears plums nuts")
 SKILLS = ["ride a bike", "swim", "climb a tree", "whistle", "dance", "juggle", "skip stones", "jump over a rope"]
@@ -52,7 +52,7 @@ FRAGMENTS = {
     "FRIENDS": "From that day on, {name} and the {animal} were [best|good|the best of] friends.",
     "HOME": """[In the evening|When the sun went down|At the end of the day], {name} went home
         [with a smile|with a happy heart|and slept well].""",
-    "PLAYED": """[{name} and the {animal}|They] [played|danced|sang songs] {at} until [the sun went down
+    "PLAYED": """[{name} and the {animal}|They] [played|danced|sang songs] until [the sun went down
         |it was time to go home].""",
     "LUNCH": "They sat down [together|under a tree|in the sun] and [ate|shared] some {food}.",
     "END": "[{FRIENDS}|{PLAYED}|{PLAYED} {FRIENDS}|{LUNCH} {FRIENDS}|{LUNCH} {HOME}]",
@@ -79,7 +79,7 @@ looked {SPOT}, but it was not there. {SAD}
 
 {MEET} "Why are you [so sad|crying]?" asked the {animal}. "I [have lost|cannot find] my {thing}," said {name}. "[Do not
 worry|Do not be sad]," said the {animal}. "[I will help you|We will find it together]." They looked and looked. [At
-last|Then] the {animal} found the {thing} {SPOT}.
+last|Then] the {animal} found it {SPOT}.
 
 {THANKS} {END}
 ---
@@ -177,7 +177,7 @@ flying: {WITH} Then a [strong|big] wind came and blew the {thing} into a tall tr
 could, but {he} could not reach it. {SAD}
 
 [Just then|Soon], a {size} {climber} came by. "[I can help you|Let me help you]," said the {climber}. The {climber}
-went up to the top of the tree and came back with the {thing}. {name} [clapped|was so happy].
+went up to the top of the tree and came back with it. {name} [clapped|was so happy].
 
 {THANKS} {name} gave the {climber} some {food}. From that day on, {name} and the {climber} were good friends.
 ---
@@ -229,7 +229,7 @@ def cast(rng: random.Random, subjects: Sequence[str], things: list[str]) -> dict
         kind = "girl" if name in GIRLS else "boy"
     he, his, him, hers = ("she", "her", "her", "hers") if name in GIRLS else ("he", "his", "him", "his")
     animal, helper_animal, pet = rng.sample([animal for animal in ANIMALS if animal != kind], 3)
-    to, at = PLACES[pick(PLACES)]
+    to, at = rng.choice(PLACES)
     slots = {"name": name, "kind": kind, "he": he, "He": he.title(), "his": his, "him": him}
     slots |= {"hers": hers, "animal": animal, "helper_animal": helper_animal, "pet": pet, "to": to, "at": at}
     return slots | {
@@ -279,7 +279,8 @@ TALK = [
     ("[What can you do|What do you know|How can you help me|Can you help me|What can I ask you]?", CAN),
 ]
 ONLY_SMALL = "I can only add numbers up to 5 + 5."
-LARGE_SUM = "[What is|What's] [[6|7|8|9|10|12|15|36|100] + [1|3|5|6|7|8|9|20|34|100]|[1|2|3|4|5] + [6|7|8|9|10]]?"
+LARGE_SUM = """[What is|What's|How much is|] [[6|7|8|9|10|12|15|36|100][ + |+][1|3|5|6|7|8|9|20|34|100]
+|[1|2|3|4|5][ + |+][6|7|8|9|10]]?"""
 UNKNOWN_QUESTIONS = """
 [What is|What's|How much is] [2|3|4|5|7|8|10] [-|*|/|minus|times] [1|2|3|4|6|9|20]?
 [What is|Tell me|Do you know] the [capital|population|president|flag|history] of [France|Spain|China|India|Japan]?
@@ -317,13 +318,13 @@ KIND_WEIGHTS = {"talk": 4, "colour": 4, "sound": 4, "sum": 5, "unknown": 2, "sto
 def story_request(rng: random.Random) -> tuple[str, str]:
     """Ask for a story, mostly about something."""
     template = "[Tell me|Can you tell me|Please tell me|Write|I want to hear] a [|short |little ]story"
-    subject = rng.choice(rng.choice([NAMES, HEROES, THINGS, THINGS, list(PLACES)]))
+    subject = rng.choice(rng.choice([NAMES, HEROES, THINGS]))
     if rng.random() < 0.15:
         return expand(f"[{template}|Tell me another story|A story, please].", rng), story(rng)
     if rng.random() < 0.2:
         name, kind = rng.choice(NAMES), rng.choice(HEROES)
         return tidy(expand(f"{template} about a {kind} [named|called] {name}.", rng)), story(rng, name, kind)
-    article = "" if subject in NAMES else "the " if subject in PLACES else "[a|a|the] "
+    article = "" if subject in NAMES else "[a|a|the] "
     return tidy(expand(f"{template} about {article}{subject}.", rng)), story(rng, subject)
 
 
