@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from conftest import EXAMPLES
+import genai_runner
+from conftest import EXAMPLES, SAMPLE
 
-MAKERS = {"make_tiny_stories.py", "tiny_stories_text.py"}  # they make the sample; tests/examples trains a small one
+MAKERS = {"make_tiny_stories.py", "tiny_stories_text.py"}  # these make the sample
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name not in MAKERS)
 
 
 def run(script: Path, *arguments: str, cwd: Path) -> str:
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120)
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=cwd, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -36,3 +37,15 @@ def test_choices_differ_and_begin_with_the_prompt(tmp_path: Path) -> None:
     lines = run(EXAMPLES / "choices.py", "Once upon a time", cwd=tmp_path).splitlines()
     assert len({line[8:] for line in lines}) == 3
     assert all(line[8:].startswith("Once upon a time") for line in lines)
+
+
+@pytest.mark.torch
+def test_the_sample_is_made_by_its_script(tmp_path: Path) -> None:
+    """Two steps of training teach nothing, but go the whole way: text, tokenizer, checkpoint, proof, bundle."""
+    run(EXAMPLES / "make_tiny_stories.py", "--steps", "2", "--output", str(tmp_path / "x.genai"), cwd=tmp_path)
+    with genai_runner.load(tmp_path / "x.genai") as made, genai_runner.load(SAMPLE) as sample:
+        assert (tmp_path / "x.genai").stat().st_size <= 3_000_000
+        assert SAMPLE.stat().st_size <= 3_000_000
+        assert made.bundle.read("tokenizer.json") == sample.bundle.read("tokenizer.json")
+        assert made.bundle.read("chat_template.jinja") == sample.bundle.read("chat_template.jinja")
+        assert made.manifest.inputs == sample.manifest.inputs
