@@ -7,6 +7,7 @@ number of tokens that the coming run adds.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,7 +22,7 @@ from .values import DTYPES
 _GROWTH = 256  # a shared buffer starts at this many positions, or what the first run needs, and doubles
 
 
-class Group:
+class Group(ABC):
     """One state of one request: base of the disciplines below. Arrays are keyed by the graph's past port."""
 
     def __init__(self, name: str, spec: State, ports: Ports, graph: Graph) -> None:
@@ -53,9 +54,9 @@ class Group:
         """Outputs that a run must give to this state."""
         return tuple(self.pairs.values())
 
+    @abstractmethod
     def feeds(self, n: int) -> dict[str, Tensor]:
         """What the past ports are fed."""
-        raise NotImplementedError
 
     def into(self) -> dict[str, Array]:
         """Outputs that the run writes in place."""
