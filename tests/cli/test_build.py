@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -78,19 +76,16 @@ def test_a_source_that_is_neither(tmp_path: Path) -> None:
     assert "neither a folder" in command("build", tmp_path / "model.onnx", "-o", target).err
 
 
-def test_without_torch_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-
-    def without_torch(name: str, package: str | None = None) -> Any:
-        return None if name == "torch" else find(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", without_torch)
-    done = command("build", tmp_path, "-o", tmp_path / "x.genai")
+@pytest.mark.shared
+def test_without_torch_one_line_says_what_to_install(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genai_bundle.builder.from_checkpoint.find_spec", lambda name: None)
+    done = command("build", shared / "checkpoints" / "stories260K", "-o", tmp_path / "x.genai")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert 'pip install "genai-bundle[build]"' in done.err
 
 
-@pytest.mark.torch
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
     done = command("build", tmp_path, "-o", tmp_path / "x.genai")
     assert (done.code, done.err.count("\n")) == (3, 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ Progress = Callable[[str], None]
 
 STEPS = 24
 """Cached steps of each: more than the 16 that a proof needs."""
+
+NEEDED = ("torch", "transformers", "onnxscript")
 
 DECODER, VARIANT = "decoder.onnx", "decoder.ort-cpu.onnx"
 
@@ -55,6 +58,7 @@ def build_checkpoint(
         raise UsageError("exists already", where=str(target), hint="Give --force (overwrite=True) to replace it")
     tell("reading the checkpoint")
     checkpoint = read_checkpoint(source)
+    _check_installed(source)
 
     tell("starting torch")  # late: seconds of imports that a wrong folder should not cost
     from genai_bundle.builder.exporters.transformers import export_decoder
@@ -88,6 +92,14 @@ def build_checkpoint(
         members["chat_template.jinja"] = checkpoint.text.template.encode()
     tell("writing")
     return write_bundle(target, manifest, members, overwrite=overwrite, before_commit=prove)
+
+
+def _check_installed(source: Path) -> None:
+    """Asked once the folder is known to be good: its faults matter whatever is installed."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        hint = 'Install them with: pip install "genai-bundle[build]"'
+        raise UsageError(f"building from a checkpoint needs {', '.join(missing)}", where=str(source), hint=hint)
 
 
 def make_manifest(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,6 @@ Examples:
   genai-bundle build recipe.yaml -o vad.genai
 """
 
-NEEDED_FOR_CHECKPOINTS = ("torch", "transformers", "onnxscript")
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
@@ -68,10 +66,6 @@ def _builder(source: Path) -> Callable[..., str]:
     if not source.is_dir():
         problem = "is neither a folder nor a .yaml file" if source.exists() else "there is no such file or folder"
         raise UsageError(problem, where=str(source), hint="Give a checkpoint folder or a recipe")
-    missing = [name for name in NEEDED_FOR_CHECKPOINTS if importlib.util.find_spec(name) is None]
-    if missing:
-        hint = 'Install them with: pip install "genai-bundle[build]"'
-        raise UsageError(f"building from a checkpoint needs {', '.join(missing)}", where=str(source), hint=hint)
     from genai_bundle.builder.from_checkpoint import build_checkpoint
 
     return build_checkpoint
