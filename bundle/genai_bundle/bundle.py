@@ -58,6 +58,7 @@ class Bundle:
 
     def __init__(self, container: Container, manifest: Manifest) -> None:
         self._container = container
+        self._ports: dict[str, Ports] = {}
         self.manifest = manifest
         self.id = bundle_id(bytes(container.view(MANIFEST_MEMBER)))
 
@@ -99,7 +100,9 @@ class Bundle:
         """The ports of a graph member. Raises GraphError."""
         from .sanitize import ports_of
 
-        return ports_of(self.graph(path))
+        if path not in self._ports:  # kept: checks and loading ask for them, and a graph may be megabytes to parse
+            self._ports[path] = ports_of(self.graph(path))
+        return self._ports[path]
 
     def verify(self, progress: Progress | None = None) -> None:
         """Compares all bytes, weights included, with the manifest's digests, in one pass.

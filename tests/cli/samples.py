@@ -54,7 +54,7 @@ def tokenizer() -> bytes:
     return json.dumps(document).encode()
 
 
-def talker(target: Path, **changes: Any) -> Path:
+def talker(target: Path, extra: dict[str, bytes] | None = None, **changes: Any) -> Path:
     """A bundle that counts on from the last word of its prompt or chat to `seven`; it has a variant and a test."""
     body = {"run": "decoder", "in": {"ids": "ids", "mask": "kv.mask"}, "out": {"logits": "logits"}}
     generate = {
@@ -83,7 +83,7 @@ def talker(target: Path, **changes: Any) -> Path:
         "tests": [{"name": "counts", "in": {"prompt": "five"}, "out": {"tokens": [[6, 7, 0]]}, "compare": "tokens"}],
     }
     template = b"{% for message in messages %}{{ message.content }} {% endfor %}"
-    members = {"tokenizer.json": tokenizer(), "chat.jinja": template}
+    members = {"tokenizer.json": tokenizer(), "chat.jinja": template, **(extra or {})}
     graphs: dict[str, str | bytes] = {"decoder": COUNTER, "decoder.ort-cpu": COUNTER}
     return bundle(target, graphs, manifest | changes, **members)
 

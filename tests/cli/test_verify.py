@@ -10,6 +10,8 @@ import pytest
 
 from cli.samples import Done, command, doubler, talker
 
+VALID = Path(__file__).parents[1] / "vectors" / "v1" / "valid"
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -73,6 +75,19 @@ def test_no_golden_vectors_is_said(tmp_path: Path) -> None:
     done = command("verify", talker(tmp_path / "x.genai", tests=[]))
     assert done.code == 0
     assert "nothing was run" in done.out
+
+
+def test_the_values_of_a_vector_may_be_members(tmp_path: Path) -> None:
+    members = {"tests/talk.json": b'[{"role": "user", "content": "five"}]', "tests/said.txt": b"six seven"}
+    vector = {"in": {"messages": {"file": "tests/talk.json"}}, "out": {"text": {"file": "tests/said.txt"}}}
+    done = command("verify", talker(tmp_path / "x.genai", members, tests=[vector]))
+    assert done.code == 0, done.out
+
+
+def test_a_newer_minor_version_is_not_held_against_the_older_schema() -> None:
+    done = command("verify", VALID / "newer-minor" / "bundle.genai", "--json")
+    assert done.code == 0
+    assert [check["status"] for check in done.json["checks"] if check["check"] == "schema"] == ["skipped"]
 
 
 def test_an_invalid_bundle_is_exit_code_3(bundle: Path, tmp_path: Path) -> None:

@@ -129,6 +129,20 @@ class TestGenerator:
         fresh = genai_runner.load(path).generator(ids=[1, 2, 3, 6, 7], max_tokens=2)
         assert np.allclose(generator.get_logits(), fresh.get_logits(), atol=1e-6)
 
+    def test_appending_does_not_draw_the_same_numbers_again(self, path: Path) -> None:
+        generator = genai_runner.load(path).generator(ids=[1], temperature=1e6, seed=5, max_tokens=40)
+        first = [generator.generate_next_token() for _ in range(20)]
+        generator.append_tokens([1])
+        assert [generator.generate_next_token() for _ in range(20)] != first
+
+    def test_a_turn_that_does_not_fit_changes_nothing(self, path: Path) -> None:
+        generator = genai_runner.load(path).generator(ids=[1], max_tokens=40)
+        generator.generate_next_token()
+        with pytest.raises(UsageError, match="leaves no room"):
+            generator.append_tokens([0] * 64)
+        assert generator.tokens == [1, 2]
+        assert generator.generate_next_token() == 3
+
     def test_logits_may_be_replaced(self, path: Path) -> None:
         generator = genai_runner.load(path).generator(ids=[1])
         generator.set_logits(np.eye(8, dtype=np.float32)[6])

@@ -115,6 +115,16 @@ def test_ring_may_be_rewound_to_any_place_before_it_is_full() -> None:
     assert kv.length == 1
 
 
+def test_what_cannot_be_rewound_is_left_as_it_is() -> None:
+    ring = group("ring", window=2)
+    for _ in range(6):
+        ring.commit({}, 1)
+    assert not ring.can_rewind(1)
+    with pytest.raises(UsageError, match="cannot be rewound"):
+        ring.rewind(1)
+    assert ring.length == 6
+
+
 def test_a_static_token_axis_bounds_a_run() -> None:
     ports = Ports({**PORTS.inputs, "ids": Port("ids", "i64", (1, 1))}, PORTS.outputs)
     assert group("append", ports).most == 1

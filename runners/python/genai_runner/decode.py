@@ -67,10 +67,13 @@ class Decoder:
 
     def append_tokens(self, ids: Sequence[int]) -> None:
         """Add tokens that were not sampled: a user's next turn, or a forced answer. They count as prompt."""
-        self._pending += (added := [int(token) for token in ids])
+        added = [int(token) for token in ids]
+        self.room = self._room(len(added))  # first: a turn that does not fit leaves everything as it was
+        self._pending += added
         self.tokens += added
         self._prompt = len(self.tokens)
-        self.room, self.stopped, self._stream = self._room(), False, self._new_stream()
+        self._draws = self._request.env.draws.get(0, 0)  # the next draw is not the first one again
+        self.stopped, self._stream = False, self._new_stream()
 
     def get_logits(self) -> Array:
         """f32[V]: scores of the token that follows all of `tokens`."""
@@ -101,9 +104,9 @@ class Decoder:
         held = max((group.length for group in self._states if group.spec.tokens), default=0)
         before = held - (len(self.tokens) - len(self._pending))  # what a session held before this request
         keep = length - 1  # the last token is run again: its logits are what comes next
-        for group in self._states:
-            if group.length > before + keep:
-                group.rewind(before + keep)
+        longer = [group for group in self._states if group.length > before + keep]
+        for group in sorted(longer, key=lambda group: group.can_rewind(before + keep)):
+            group.rewind(before + keep)  # one that cannot comes first, and raises before anything has changed
         self._pending = self.tokens[min(keep, len(self.tokens) - len(self._pending)) : length]
         self.tokens = self.tokens[:length]
         self._prompt = min(self._prompt, length)
@@ -206,14 +209,15 @@ class Decoder:
         loaded = self._request.program.graphs.values()
         return [self._request.states[name] for one in loaded if one.name in graphs for name in one.states]
 
-    def _room(self) -> int:
-        """How many tokens may come: `max_tokens`, and what the context has left beside the prompt."""
+    def _room(self, added: int = 0) -> int:
+        """How many tokens may come: `max_tokens`, and what the context has left beside the prompt and `added` ids."""
         asked = self._request.options.max_tokens
-        left = [g.capacity - g.length - len(self._pending) for g in self._states if g.capacity and g.spec.tokens]
+        waiting = len(self._pending) + added
+        left = [g.capacity - g.length - waiting for g in self._states if g.capacity and g.spec.tokens]
         if not left:
             return DEFAULT_MAX_TOKENS if asked is None else asked
         if min(left) <= 0:
             context = min(g.capacity for g in self._states if g.capacity and g.spec.tokens)
-            message = f"the prompt of {len(self._pending)} tokens leaves no room in the context of {context}"
+            message = f"the prompt of {waiting} tokens leaves no room in the context of {context}"
             raise UsageError(message, hint="Shorten the prompt")
         return min(left) if asked is None else min(asked, min(left))

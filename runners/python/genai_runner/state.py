@@ -66,9 +66,18 @@ class Group(ABC):
         """Take the run's outputs."""
         self.length += n
 
+    def can_rewind(self, length: int) -> bool:
+        """Whether the state can go back to its first `length` positions."""
+        return True
+
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` positions. UsageError where the state cannot."""
-        raise UsageError(f"state {self.name!r} ({self.spec.update}) cannot be rewound", hint="Start a new request")
+        """Forget all but the first `length` positions. UsageError where the state cannot; it is unchanged then."""
+        if not self.can_rewind(length):
+            raise UsageError(f"state {self.name!r} ({self.spec.update}) cannot be rewound", hint="Start a new request")
+        self._rewind(length)
+
+    def _rewind(self, length: int) -> None:
+        self.length = length
 
     def past(self, port: str) -> Tensor:
         """The current past, for a state that reads this one."""
@@ -119,12 +128,12 @@ class Append(Group):
         super().commit(outputs, n)
         self._past = {past: outputs[present] for past, present in self.pairs.items()}
 
-    def rewind(self, length: int) -> None:
+    def _rewind(self, length: int) -> None:
         index = (slice(None),) * self.spec.axis + (slice(0, length),)
         self._past = {
             port: np.ascontiguousarray(self._graph.array(tensor)[index]) for port, tensor in self._past.items()
         }
-        self.length = length
+        super()._rewind(length)
 
 
 class Buffer(Group):
@@ -149,9 +158,6 @@ class Buffer(Group):
 
     def into(self) -> dict[str, Array]:
         return {present: self._arrays[past] for past, present in self.pairs.items()}
-
-    def rewind(self, length: int) -> None:
-        self.length = length
 
     def _mask(self, total: int) -> Array:
         if self.spec.update == "shared":
@@ -202,11 +208,9 @@ class Ring(Buffer):
         self._slots = self._after(self.length + n)
         super().commit(outputs, n)
 
-    def rewind(self, length: int) -> None:
+    def can_rewind(self, length: int) -> bool:
         needed = np.arange(max(0, length - self._window + 1), length)  # what the next token reads
-        if not np.isin(needed, self._slots).all():
-            Group.rewind(self, length)
-        self.length = length
+        return bool(np.isin(needed, self._slots).all())
 
     def _after(self, total: int) -> Array:
         slots, new = self._slots.copy(), np.arange(self.length, total)
@@ -227,9 +231,10 @@ class Replace(Append):
     def _start(self, port: str) -> Array:
         return self._zeros(port, None)
 
-    def rewind(self, length: int) -> None:
-        if length:
-            Group.rewind(self, length)
+    def can_rewind(self, length: int) -> bool:
+        return length == 0
+
+    def _rewind(self, length: int) -> None:
         self.reset()
 
 
@@ -251,7 +256,7 @@ class Once(Append):
             super().commit(outputs, n)
             self._filled = True
 
-    def rewind(self, length: int) -> None:
+    def _rewind(self, length: int) -> None:
         self.length = length  # what was filled depends on no token
 
 
@@ -274,7 +279,7 @@ class Read(Group):
         # It adds nothing of its own: the run sees what the owner holds.
         return self.owner._field(name, 0)
 
-    def rewind(self, length: int) -> None:
+    def _rewind(self, length: int) -> None:
         pass
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,10 @@ def _load(pipeline: Pipeline, value: Any, name: str) -> Value:
     if value["file"].endswith(".npy"):
         return np.load(io.BytesIO(content), allow_pickle=False)
     declared = pipeline.manifest.inputs.get(name) or pipeline.manifest.outputs.get(name)
-    return content if declared and declared.type == "bytes" else content.decode("utf-8")
+    if declared and declared.type == "bytes":
+        return content
+    text = content.decode("utf-8")
+    return json.loads(text) if declared and declared.type == "messages" else text
 
 
 def _compare(name: str, output: str, declared: Output, test: Test, expected: Value, found: Value) -> TestResult:
