@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,14 @@ class Checkpoint:
 
     path: Path
     config: Mapping[str, Json]
-    generation_config: Mapping[str, Json]
+    context: int
+    """The most tokens that the model was made for."""
+    generation: Mapping[str, Json]
+    """The manifest's `generation` section: what `generate()` would do with this folder, said explicitly."""
     text: TextAssets
     tensors: Mapping[str, StoredTensor]
-    members: tuple[str, ...] = field(default=())
+    members: tuple[str, ...]
     """Names of the files that were read, sorted."""
-
-    @property
-    def context(self) -> int:
-        """The most tokens that the model was made for."""
-        length = text_config(self.config).get("max_position_embeddings")
-        if type(length) is not int or length < 1:
-            raise SourceError(
-                f"max_position_embeddings is {length!r}, expected the model's context as a number of tokens",
-                where="config.json",
-            )
-        return length
-
-    @property
-    def generation(self) -> dict[str, Json]:
-        """The manifest's `generation` section: what `generate()` would do with this folder, said explicitly."""
-        return generation_defaults(self.generation_config)
 
     def digests(self, progress: Callable[[str], None] | None = None) -> dict[str, str]:
         """SHA-256, in hex, of every file that was read."""
@@ -72,20 +59,32 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     config = read_object(path / "config.json", required=True) or {}
     _check_supported(config)
+    context = _context(config)
     generation_config = read_object(path / "generation_config.json")
+    generation = generation_defaults(generation_config or {})
     tensors, weight_files = _read_weights(path)
     text = read_text_assets(path, config, generation_config or {})
     _check_vocabulary(text, config)
     names = {"config.json", *weight_files, *text.files}
     if generation_config is not None:
         names.add("generation_config.json")
-    return Checkpoint(path, config, generation_config or {}, text, tensors, tuple(sorted(names)))
+    return Checkpoint(path, config, context, generation, text, tensors, tuple(sorted(names)))
 
 
 def text_config(config: Mapping[str, Json]) -> Mapping[str, Json]:
     """The language model's part of a config: the whole of it, or the section of a model with several towers."""
     inner = config.get("text_config")
     return inner if isinstance(inner, Mapping) else config
+
+
+def _context(config: Mapping[str, Json]) -> int:
+    length = text_config(config).get("max_position_embeddings")
+    if type(length) is not int or length < 1:
+        raise SourceError(
+            f"max_position_embeddings is {length!r}, expected the model's context as a number of tokens",
+            where="config.json",
+        )
+    return length
 
 
 def generation_defaults(config: Mapping[str, Json]) -> dict[str, Json]:

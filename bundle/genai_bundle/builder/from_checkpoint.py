@@ -69,6 +69,7 @@ def build_checkpoint(
     from genai_bundle.builder.weights import pack
 
     prompts = golden_prompts(checkpoint, STEPS)
+    _check_window(checkpoint, max(len(prompt.ids) for prompt in prompts) + STEPS - 1)  # the last token is never run
     tell("exporting")
     export = export_decoder(source, checkpoint.tensors)
     variant, reason = make_variant(export.model)
@@ -76,7 +77,6 @@ def build_checkpoint(
     graphs, shards = pack({DECODER: export.model} | ({VARIANT: variant} if variant else {}))
     tell("asking the model itself")
     goldens = reference_greedy(source, [prompt.ids for prompt in prompts], STEPS)
-    _check_window(checkpoint, max(len(golden.text) for golden in goldens))
     tests = golden_tests(prompts, goldens, checkpoint.text.eos)
     manifest = make_manifest(checkpoint, export, tests, details or {}, variant=variant is not None)
 
@@ -143,7 +143,7 @@ def make_manifest(
             "eos": list(text.eos),
             "special": dict(text.special),
         },
-        "generation": checkpoint.generation,
+        "generation": dict(checkpoint.generation),
         "tests": list(tests),
     }
     extra = {key: value for key, value in details.items() if key != "name" and value}

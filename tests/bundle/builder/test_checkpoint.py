@@ -202,7 +202,7 @@ def test_a_config_that_cannot_be_built(folder: Path, changes: dict[str, Any], me
 def test_the_context_must_be_stated(folder: Path) -> None:
     edit(folder / "config.json", max_position_embeddings=None)
     with pytest.raises(SourceError, match="max_position_embeddings is None"):
-        _ = read_checkpoint(folder).context
+        read_checkpoint(folder)
 
 
 def test_all_end_tokens_each_once(folder: Path) -> None:

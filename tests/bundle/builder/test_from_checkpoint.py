@@ -148,8 +148,10 @@ def test_a_window_beyond_the_proof_is_refused(tiny: Path, tmp_path: Path) -> Non
     shutil.copytree(tiny, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 100}), encoding="utf-8")
+    told: list[str] = []
     with pytest.raises(SourceError, match="sliding_window is 100, but the proof covers"):
-        build_checkpoint(folder, tmp_path / "window.genai")
+        build_checkpoint(folder, tmp_path / "window.genai", progress=told.append)
+    assert "exporting" not in told
 
 
 def test_the_target_is_not_replaced_unasked(tiny: Path, tmp_path: Path) -> None:
