@@ -10,30 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-SPECIAL = ["<unk>", "<s>", "</s>"]
-
-
-def byte_tokenizer() -> Tokenizer:
-    """One token for each byte, after the special ones: 259 ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL)
-    return tokenizer
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def write_text_files(path: Path) -> None:
-    byte_tokenizer().save(str(path / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    write_json(path / "tokenizer_config.json", settings)
+from families import BASE, save, write_json, write_text_files
 
 
 def safetensors_bytes(tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
@@ -59,11 +37,6 @@ def folder(tmp_path: Path) -> Path:
 
 MakeModel = Callable[..., Path]
 
-TINY = {
-    "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
@@ -74,12 +47,9 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(7)
-        model = LlamaForCausalLM(LlamaConfig(**(TINY | config)))
-        with torch.no_grad():
-            for parameter in model.parameters():  # biases and norms too: zeros and ones would hide a missing one
-                parameter.normal_(std=0.15).add_(1.0 if parameter.dim() == 1 else 0.0)
+        model = LlamaForCausalLM(LlamaConfig(**(BASE | config)))
         path = tmp_path_factory.mktemp("model")
-        model.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=max_shard_size)
+        save(model, path, dtype=dtype, max_shard_size=max_shard_size)
         write_text_files(path)
         return path
 

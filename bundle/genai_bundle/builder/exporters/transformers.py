@@ -33,7 +33,8 @@ OPSET = 23
 BATCH, SEQUENCE, PAST = 2, 3, 5
 """The traced sample. Three different numbers, none of them 1, so that no axis is mistaken for another or frozen."""
 
-_CACHE = re.compile(r"(input|output)\.past_key_values\.layers\.(\d+)\.(keys|values)")
+_CACHE = re.compile(r"(?:\w+\.)+layers\.(\d+)\.(keys|values)")
+"""A cache's tensor among the ports. What comes before `layers` changes with the release of transformers."""
 
 
 def export_decoder(path: Path, tensors: Mapping[str, StoredTensor]) -> Export:
@@ -127,13 +128,13 @@ def _name_ports(model: ir.Model) -> None:
     """Name states as the field does, drop outputs that only repeat an input, and give the dynamic axes their names."""
     for value in model.graph.inputs:
         if match := _CACHE.fullmatch(value.name or ""):
-            value.name = f"past_key_values.{match[2]}.{'key' if match[3] == 'keys' else 'value'}"
+            value.name = f"past_key_values.{match[1]}.{match[2].removesuffix('s')}"
     for value in list(model.graph.outputs):
         producer = value.producer()
         if producer is None or (producer.op_type == "Identity" and producer.inputs[0] in model.graph.inputs):
             model.graph.outputs.remove(value)
         elif match := _CACHE.fullmatch(value.name or ""):
-            value.name = f"present.{match[2]}.{'key' if match[3] == 'keys' else 'value'}"
+            value.name = f"present.{match[1]}.{match[2].removesuffix('s')}"
         elif value.name != "logits":
             raise SourceError(f"the exported graph has the output '{value.name}', a state of a kind not built yet")
     tidy.drop_unused(model)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random checkpoints of the model families that a build promises to read: nothing is downloaded, all is made here.
+
+`FAMILIES[name](folder)` writes one. Each is as odd as its family gets: windows and original contexts shorter than a
+proof, so that what a long text changes is seen; no weight that is all zeros or ones; heads, sizes and counts that
+differ, so that none is mistaken for another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+SPECIAL = ["<unk>", "<s>", "</s>"]
+
+BASE: dict[str, Any] = {
+    "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+WINDOW = 12
+"""Of the models with a window: the prompts of a proof and its cached steps go beyond it."""
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token for each byte, after the special ones: 259 ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL)
+    return tokenizer
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_text_files(path: Path) -> None:
+    byte_tokenizer().save(str(path / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    write_json(path / "tokenizer_config.json", settings)
+
+
+def save(model: Any, path: Path, *, dtype: str = "float32", std: float = 0.15, **options: Any) -> None:
+    """Write `model` with random weights, norms around one and biases included: zeros would hide a missing one."""
+    import torch
+
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=std).add_(1.0 if parameter.dim() == 1 else 0.0)
+        for name in model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys():
+            model.get_buffer(name).normal_(std=std)
+    path.mkdir(parents=True, exist_ok=True)
+    model.to(getattr(torch, dtype)).save_pretrained(path, **options)
+
+
+def causal(name: str, **config: Any) -> Callable[[Path], None]:
+    """A maker of a causal language model whose config class is transformers' `{name}Config`, with a byte tokenizer."""
+
+    def make(path: Path) -> None:
+        import transformers
+
+        made = getattr(transformers, f"{name}Config")(**(BASE | config))
+        save(transformers.AutoModelForCausalLM.from_config(made), path)
+        write_text_files(path)
+
+    return make
+
+
+MIXED = ["sliding_attention", "full_attention"]
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 32,
+    "short_factor": [1.0, 1.05, 1.1, 1.2], "long_factor": [1.0, 2.0, 3.0, 5.0],
+}  # fmt: skip
+
+FAMILIES: dict[str, Callable[[Path], None]] = {
+    "llama": causal("Llama"),
+    "llama-llama3-rope": causal("Llama", rope_parameters=LLAMA3, tie_word_embeddings=True),
+    "llama-yarn": causal("Llama", rope_parameters=YARN, attention_bias=True),
+    "llama-dynamic-rope": causal("Llama", rope_parameters=DYNAMIC, max_position_embeddings=48),
+    "mistral": causal("Mistral", sliding_window=WINDOW),
+    "qwen2": causal("Qwen2"),
+    "qwen2-window": causal("Qwen2", use_sliding_window=True, sliding_window=WINDOW, layer_types=MIXED),
+    "qwen3": causal("Qwen3", head_dim=16, tie_word_embeddings=True),
+    "phi3": causal("Phi3", sliding_window=WINDOW),
+    "phi3-longrope": causal("Phi3", rope_parameters=LONGROPE, original_max_position_embeddings=32),
+    "gemma2": causal("Gemma2", head_dim=16, sliding_window=WINDOW, layer_types=MIXED, query_pre_attn_scalar=20),
+    "gemma3": causal("Gemma3Text", head_dim=16, sliding_window=WINDOW, layer_types=MIXED),
+    "gpt2": causal("GPT2", n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    "gpt-neox": causal("GPTNeoX", rotary_pct=0.5),
+    "granite": causal(
+        "Granite", embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.25
+    ),
+    "smollm3": causal("SmolLM3", num_hidden_layers=4),
+    "olmoe": causal("Olmoe", num_experts=4, num_experts_per_tok=2),
+    "mixtral": causal("Mixtral", num_local_experts=4, num_experts_per_tok=2),
+    "qwen3-moe": causal("Qwen3Moe", head_dim=16, **EXPERTS),
+    "gpt-oss": causal(
+        "GptOss", head_dim=16, sliding_window=WINDOW, layer_types=MIXED, num_local_experts=4, num_experts_per_tok=2,
+        rope_parameters=YARN | {"truncate": False},
+    ),
+    "deepseek-v3": causal(
+        "DeepseekV3", num_hidden_layers=3, first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=2,
+        n_group=2, topk_group=1, moe_intermediate_size=24, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=12, num_key_value_heads=4, rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+}  # fmt: skip
