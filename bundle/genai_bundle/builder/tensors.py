@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -32,9 +33,40 @@ def stored_array(tensor: StoredTensor) -> NDArray[Any]:
     return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
 
 
+FLOATS = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
+"""Types in which weights are stored and whose values float32 holds exactly."""
+
+Rows = Callable[[slice], NDArray[Any]]
+"""A part of a tensor along its first axis, in the type in which it is stored; the whole of a scalar."""
+
+
+class WeightTensor(ir.LazyTensor):
+    """A weight as float32, the type that exported graphs compute with, made from what the checkpoint holds.
+
+    `stored` is the type that the checkpoint holds, `rows` reads a part in that type: with them a weight is kept as it
+    is, or converted a few rows at a time, so that a large one is never in memory as a whole. A conversion (parts
+    joined, turned or split) hands on its own `rows`.
+    """
+
+    __slots__ = ("rows", "stored")
+
+    def __init__(self, name: str, shape: tuple[int, ...], stored: ir.DataType, rows: Rows) -> None:
+        self.stored = stored
+        self.rows = rows
+
+        def read() -> ir.TensorProtocol:
+            return ir.Tensor(rows(slice(None)).astype(np.float32, copy=False), name=name)
+
+        super().__init__(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
+
+
 def checkpoint_tensor(tensor: StoredTensor, dtype: ir.DataType) -> ir.LazyTensor:
     """A graph tensor of `dtype` that reads the checkpoint's bytes. float16 and bfloat16 widen exactly."""
-    stored_array(tensor)  # an unknown dtype is refused now, not while packing
+    array = stored_array(tensor)  # an unknown dtype is refused now, not while packing
+    if dtype == ir.DataType.FLOAT and tensor.dtype in FLOATS:
+        return WeightTensor(
+            tensor.name, tensor.shape, FLOATS[tensor.dtype], lambda part: array[part] if array.ndim else array
+        )
 
     def read() -> ir.TensorProtocol:
         array = stored_array(tensor)
