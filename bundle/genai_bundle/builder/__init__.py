@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write bundles: checkpoint -> graph -> variants -> pack -> prove -> file. The only place that imports torch, and late.
 
-`from_checkpoint.build_checkpoint` builds from a Hugging Face checkpoint folder.
+`build.build` recognises what it is given; `from_checkpoint` and `recipe` build, and so do `genai_bundle.importers`.
 """

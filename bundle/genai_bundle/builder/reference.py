@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -73,6 +74,11 @@ class Reference:
         keys = tuple(layer.keys[0].float().numpy() for layer in cache.layers)
         values = tuple(layer.values[0].float().numpy() for layer in cache.layers)
         return Golden(tuple(ids), tuple(tokens), np.concatenate(rows), keys, values)
+
+
+def reference_name() -> str:
+    """What the answers come from, for the record."""
+    return f"transformers {transformers.__version__}, float32, eager attention"
 
 
 def reference_ids(path: Path, prompt: Mapping[str, Any]) -> list[int] | None:

@@ -4,14 +4,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-from genai_bundle.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 EXAMPLES = """\b
 Examples:
@@ -19,8 +14,6 @@ Examples:
   genai-bundle build checkpoint/ -o model.genai --name my-model --license Apache-2.0
   genai-bundle build recipe.yaml -o vad.genai
 """
-
-RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +30,9 @@ def build(
     ] = None,
     license_: Annotated[str | None, typer.Option("--license", metavar="SPDX", help="The weights' licence.")] = None,
     description: Annotated[str | None, typer.Option(metavar="TEXT", help="One line about the bundle.")] = None,
+    exporter: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The only exporter to try; by default all, in their order.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: id, path, size.")] = False,
 ) -> None:
@@ -44,28 +40,20 @@ def build(
 
     A checkpoint is exported with PyTorch (extra `build`); a recipe names graphs that exist and needs none.
     """
+    from genai_bundle.builder.build import build as run_build
+    from genai_bundle.builder.options import BuildOptions
     from genai_bundle.cli import console
 
     named = {"name": name, "license": license_, "description": description}
-    details = {key: value for key, value in named.items() if value is not None}
+    options = BuildOptions(
+        details={key: value for key, value in named.items() if value is not None},
+        overwrite=force,
+        exporter=exporter,
+    )
     with console.phases(f"building {output.name}") as tell:
-        identity = _builder(source)(source, output, overwrite=force, details=details, progress=tell)
+        identity = run_build(source, output, options, tell)
     size = output.stat().st_size
     if json:
         console.print_json({"id": identity, "path": str(output), "size": size})
     else:
         typer.echo(f"{output}  {console.human_size(size)}  {identity}")
-
-
-def _builder(source: Path) -> Callable[..., str]:
-    """What builds from `source`, by what it is: a recipe file or a checkpoint folder."""
-    if source.is_file() and source.suffix.lower() in RECIPE_SUFFIXES:
-        from genai_bundle.builder.recipe import build_recipe
-
-        return build_recipe
-    if not source.is_dir():
-        problem = "is neither a folder nor a .yaml file" if source.exists() else "there is no such file or folder"
-        raise UsageError(problem, where=str(source), hint="Give a checkpoint folder or a recipe")
-    from genai_bundle.builder.from_checkpoint import build_checkpoint
-
-    return build_checkpoint

@@ -68,7 +68,7 @@ def tiny_export(tiny: Path) -> Any:
     from genai_bundle.builder.checkpoint import read_checkpoint
     from genai_bundle.builder.exporters.transformers import export_decoder
 
-    return export_decoder(tiny, read_checkpoint(tiny).tensors)
+    return export_decoder(read_checkpoint(tiny))
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def proto(model: Any) -> onnx.ModelProto:
 def export(path: Path) -> Any:
     from genai_bundle.builder.exporters.transformers import export_decoder
 
-    return export_decoder(path, read_checkpoint(path).tensors)
+    return export_decoder(read_checkpoint(path))
 
 
 def dims(value: onnx.ValueInfoProto) -> list[str | int]:
@@ -42,7 +42,7 @@ def dims(value: onnx.ValueInfoProto) -> list[str | int]:
 
 
 def test_ports_are_those_that_a_manifest_names(tiny_export: Any) -> None:
-    graph = proto(tiny_export.model).graph
+    graph = proto(tiny_export.graphs["decoder"]).graph
     cache = {f"{layer}.{half}" for layer in (0, 1) for half in ("key", "value")}
     assert {value.name: dims(value) for value in graph.input} == {
         "input_ids": ["batch", "sequence"],
@@ -56,7 +56,7 @@ def test_ports_are_those_that_a_manifest_names(tiny_export: Any) -> None:
 
 
 def test_standard_operators_only_and_valid(tiny_export: Any) -> None:
-    model = proto(tiny_export.model)
+    model = proto(tiny_export.graphs["decoder"])
     onnx.checker.check_model(model, full_check=True)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 23)]
     assert model.ir_version <= 12
@@ -66,7 +66,7 @@ def test_standard_operators_only_and_valid(tiny_export: Any) -> None:
 
 
 def test_says_nothing_about_the_machine(tiny_export: Any) -> None:
-    model = proto(tiny_export.model)
+    model = proto(tiny_export.graphs["decoder"])
     assert not model.metadata_props
     assert not model.producer_version
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
@@ -78,7 +78,7 @@ def test_says_nothing_about_the_machine(tiny_export: Any) -> None:
 def test_weights_are_the_checkpoints_own(tiny: Path, tiny_export: Any) -> None:
     """Every tensor once, under its name, in its layout; the tied table serves both ends."""
     tensors = read_checkpoint(tiny).tensors
-    initializers = tiny_export.model.graph.initializers
+    initializers = tiny_export.graphs["decoder"].graph.initializers
     assert tensors.keys() <= initializers.keys()
     for name, tensor in tensors.items():
         assert initializers[name].const_value.tobytes() == bytes(tensor.data)
@@ -88,12 +88,12 @@ def test_weights_are_the_checkpoints_own(tiny: Path, tiny_export: Any) -> None:
 
 
 def test_computes_what_the_model_computes(tiny_export: Any, tiny_goldens: Any, session_run: Any) -> None:
-    run, ports = session_run(tiny_export.model)
+    run, ports = session_run(tiny_export.graphs["decoder"])
     assert check_decoder(Decoder(run, ports, [(2, 8)] * 2, None), tiny_goldens) < 1e-4
 
 
 def test_the_last_logits(tiny_export: Any, tiny_goldens: Any, session_run: Any) -> None:
-    run, ports = session_run(tiny_export.model)
+    run, ports = session_run(tiny_export.graphs["decoder"])
     decoder = Decoder(run, ports, [(2, 8)] * 2, None)
     golden = tiny_goldens[2]
     for asked, given in ((1, 1), (3, 3), (0, 19), (100, 19)):
@@ -134,7 +134,7 @@ def test_other_shapes_of_the_family(make_model: MakeModel, session_run: Any, con
 
     path = make_model(**config)
     goldens = reference_greedy(path, [[1, 9], list(range(20, 60))], 18)
-    portable = export(path).model
+    portable = export(path).graphs["decoder"]
     shapes = [(config["num_key_value_heads"], 8)] * 2
     run, ports = session_run(portable)
     assert check_decoder(Decoder(run, ports, shapes, None), goldens) < 1e-4

@@ -22,12 +22,12 @@ from genai_bundle.errors import ProofError  # noqa: E402
 @pytest.fixture
 def portable(tiny_export: Any) -> Any:
     """A copy that a test may change."""
-    return tiny_export.model.clone()
+    return tiny_export.graphs["decoder"].clone()
 
 
 @pytest.fixture
 def variant(tiny_export: Any) -> Any:
-    model, reason = make_variant(tiny_export.model)
+    model, reason = make_variant(tiny_export.graphs["decoder"])
     assert reason == ""
     return model
 
@@ -58,13 +58,13 @@ def test_nothing_of_the_mask_nor_of_a_transposition_is_left(variant: Any) -> Non
 
 
 def test_the_portable_graph_stays_as_it_was(tiny_export: Any) -> None:
-    before = ir.to_proto(tiny_export.model).SerializeToString(deterministic=True)
-    make_variant(tiny_export.model)
-    assert ir.to_proto(tiny_export.model).SerializeToString(deterministic=True) == before
+    before = ir.to_proto(tiny_export.graphs["decoder"]).SerializeToString(deterministic=True)
+    make_variant(tiny_export.graphs["decoder"])
+    assert ir.to_proto(tiny_export.graphs["decoder"]).SerializeToString(deterministic=True) == before
 
 
 def test_weights_are_the_very_same(tiny_export: Any, variant: Any) -> None:
-    portable = tiny_export.model.graph.initializers
+    portable = tiny_export.graphs["decoder"].graph.initializers
     for name, value in variant.graph.initializers.items():
         if name in portable:
             assert value.const_value is portable[name].const_value

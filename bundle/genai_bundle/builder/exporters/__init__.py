@@ -3,21 +3,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Export:
-    """A portable decoder graph.
+    """Portable graphs of one checkpoint.
 
-    `model` is an `onnx_ir.Model`, standard operators only, whose initializers read their bytes from the checkpoint when
-    asked. Ports: input_ids i64[batch,sequence], attention_mask i64[batch,total], position_ids i64[batch,sequence],
-    num_logits i64[] (the last n positions; 0 or more than there are: all), past_key_values.N.key|value
-    [batch,heads,past,head_size] -> logits [batch,num_logits,vocabulary], present.N.key|value
-    [batch,heads,total,head_size].
+    `graphs` are `onnx_ir.Model`s by the manifest's graph names, standard operators only, whose initializers read their
+    bytes from the checkpoint when asked, as float32. `state` is the manifest's section, without capacities.
+
+    A causal decoder has the ports input_ids i64[batch,sequence], attention_mask i64[batch,total], position_ids
+    i64[batch,sequence], num_logits i64[] (the last n positions; 0 or more than there are: all),
+    past_key_values.N.key|value [batch,heads,past,head_size] -> logits [batch,num_logits,vocabulary],
+    present.N.key|value [batch,heads,total,head_size].
     """
 
-    model: Any
+    graphs: Mapping[str, Any]
+    state: Mapping[str, Mapping[str, Any]]
     exporter: str
     version: str
+
+
+KV_STATE: Mapping[str, Any] = {
+    "graph": "decoder",
+    "ports": {"past_key_values.{n}.{h}": "present.{n}.{h}"},
+    "axis": 2,
+    "update": "append",
+    "tokens": "input_ids",
+}
+"""The state entry of a decoder's growing cache."""

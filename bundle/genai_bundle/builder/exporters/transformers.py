@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -20,7 +19,8 @@ from onnxscript.rewriter import onnx_fusions
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
 from genai_bundle.builder import tidy
-from genai_bundle.builder.exporters import Export
+from genai_bundle.builder.checkpoint import Checkpoint
+from genai_bundle.builder.exporters import KV_STATE, Export
 from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.builder.exporters.skeleton import dynamic_axes, load_skeleton, parameter_names, sample
 from genai_bundle.builder.safetensors import StoredTensor
@@ -37,14 +37,15 @@ _CACHE = re.compile(r"(?:\w+\.)+layers\.(\d+)\.(keys|values)")
 """A cache's tensor among the ports. What comes before `layers` changes with the release of transformers."""
 
 
-def export_decoder(path: Path, tensors: Mapping[str, StoredTensor]) -> Export:
-    """The decoder graph of the checkpoint folder `path`, with its weights referring to `tensors`.
+def export_decoder(checkpoint: Checkpoint) -> Export:
+    """The decoder graph of a checkpoint, with its weights referring to the checkpoint's tensors.
 
     Raises:
         SourceError: transformers does not know the model, or the checkpoint lacks one of its tensors.
     """
+    tensors = checkpoint.tensors
     with quiet(), torch.no_grad():
-        model = load_skeleton(path, lambda names: _differ(names, tensors))
+        model = load_skeleton(checkpoint.path, lambda names: _differ(names, tensors))
         weights = _match(model, tensors)
         try:
             program = _trace(model)
@@ -59,7 +60,9 @@ def export_decoder(path: Path, tensors: Mapping[str, StoredTensor]) -> Export:
     tidy.slice_before_head(program, indices="logits_to_keep", count="num_logits")
     tidy.simplify_padding_mask(program, "attention_mask")
     tidy.finish(program)
-    return Export(program, "transformers.exporters.OnnxExporter", transformers.__version__)
+    return Export(
+        {"decoder": program}, {"kv": KV_STATE}, "transformers.exporters.OnnxExporter", transformers.__version__
+    )
 
 
 def _trace(model: Any) -> ir.Model:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From whatever a person has to a bundle: say what it is, then let its builder work.
+
+A foreign layout is one module of `importers` with `recognises(path)`; a recipe is a YAML file, and any other folder is
+taken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from genai_bundle import importers
+from genai_bundle.builder.options import BuildOptions
+from genai_bundle.errors import UsageError
+
+Progress = Callable[[str], None]
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+HINT = "Give a checkpoint folder or a recipe"
+
+
+def build(source: Path, target: Path, options: BuildOptions | None = None, progress: Progress | None = None) -> str:
+    """Build the bundle file `target` from `source` and return the bundle's id.
+
+    Raises:
+        UsageError: nothing recognises the source, or the target exists and may not be replaced.
+        SourceError, ProofError, InvalidBundle: see the builders. Nothing is written.
+    """
+    options, tell = options or BuildOptions(), progress or (lambda _: None)
+    if not source.exists():
+        raise UsageError("there is no such file or folder", where=str(source), hint=HINT)
+    if target.exists() and not options.overwrite:
+        raise UsageError("exists already", where=str(target), hint="Give --force (overwrite=True) to replace it")
+    for module in sorted(entry.name for entry in pkgutil.iter_modules(importers.__path__)):
+        importer = import_module(f"{importers.__name__}.{module}")
+        if hasattr(importer, "recognises") and importer.recognises(source):
+            tell(f"this is {importer.LAYOUT}")
+            identity: str = importer.build(source, target, options, tell)
+            return identity
+    if source.is_file() and source.suffix.lower() in RECIPE_SUFFIXES:
+        from genai_bundle.builder.recipe import build_recipe
+
+        tell("this is a recipe")
+        return build_recipe(source, target, overwrite=options.overwrite, details=options.details, progress=tell)
+    if not source.is_dir():
+        raise UsageError("is neither a folder nor a recipe (.yaml)", where=str(source), hint=HINT)
+    from genai_bundle.builder.from_checkpoint import build_checkpoint
+
+    tell("this is a checkpoint folder")
+    return build_checkpoint(source, target, options, tell)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text continued token by token: a causal language model with its tokenizer and, often, a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genai_bundle.builder.checkpoint import Checkpoint, text_config
+from genai_bundle.builder.kinds import Evidence
+from genai_bundle.builder.parity import TOLERANCE
+from genai_bundle.errors import SourceError
+
+if TYPE_CHECKING:
+    from genai_bundle.builder.exporters import Export
+    from genai_bundle.writer import Source
+
+STEPS = 24
+"""Cached steps of each: more than the 16 that a proof needs."""
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    """A config without `architectures` is taken for one, as transformers' AutoModelForCausalLM would."""
+    named = config.get("architectures") or ["ForCausalLM"]
+    return not config.get("is_encoder_decoder") and any(
+        str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named
+    )
+
+
+def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
+    from genai_bundle.builder.exporters.transformers import export_decoder
+
+    return {"transformers": export_decoder}
+
+
+def ask(checkpoint: Checkpoint) -> Evidence:
+    from genai_bundle.builder.golden import golden_prompts, golden_tests
+    from genai_bundle.builder.prove import prove_decoder
+    from genai_bundle.builder.reference import reference_greedy, reference_name
+
+    prompts = golden_prompts(checkpoint, STEPS)
+    _check_window(checkpoint, max(len(prompt.ids) for prompt in prompts) + STEPS - 1)  # the last token is never run
+    goldens = reference_greedy(checkpoint.path, [prompt.ids for prompt in prompts], STEPS)
+    tests = golden_tests(prompts, goldens, checkpoint.text.eos)
+    proof = {
+        "reference": reference_name(),
+        "steps": STEPS,
+        "max_abs": TOLERANCE,
+        "checks": ["prefill", "cached steps", "pieces", "padded batch of two", "greedy tokens"],
+    }
+
+    def prove(path: Path) -> Mapping[str, float]:
+        return prove_decoder(path, "decoder", goldens)
+
+    return Evidence(tests, proof, prove)
+
+
+def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    text = checkpoint.text
+    capacity = {"capacity": checkpoint.context}
+    return {
+        "task": "text-generation",
+        "graphs": graphs,
+        "inputs": _inputs(text.template is not None),
+        "outputs": {"tokens": {"type": "i64", "dims": [1, "T*"]}, "text": {"type": "text", "dims": ["T*"]}},
+        "state": {
+            name: {**entry, **(capacity if entry["update"] == "append" else {})} for name, entry in export.state.items()
+        },
+        "steps": _steps(text.template is not None, variant=bool(graphs["decoder"].get("variants"))),
+        "text": {
+            "tokenizer": "tokenizer.json",
+            **({"template": "chat_template.jinja"} if text.template is not None else {}),
+            "eos": list(text.eos),
+            "special": dict(text.special),
+        },
+        "generation": dict(checkpoint.generation),
+    }
+
+
+def members(checkpoint: Checkpoint) -> Mapping[str, Source]:
+    found: dict[str, Source] = {"tokenizer.json": checkpoint.text.tokenizer}
+    if checkpoint.text.template is not None:
+        found["chat_template.jinja"] = checkpoint.text.template.encode()
+    return found
+
+
+def _inputs(chat: bool) -> dict[str, Any]:
+    prompt: dict[str, Any] = {"type": "text", "description": "The text to continue."}
+    if not chat:
+        return {"prompt": prompt}
+    messages = {"type": "messages", "optional": True, "description": "A conversation; takes the place of the prompt."}
+    return {"prompt": prompt | {"optional": True}, "messages": messages}
+
+
+def _steps(chat: bool, *, variant: bool) -> list[dict[str, Any]]:
+    encode = {"run": "text.encode@1", "in": {"text": "prompt"}, "out": {"ids": "ids"}}
+    render = {"run": "text.chat@1", "in": {"messages": "messages"}, "out": {"ids": "ids"}}
+    begin = {"if": "messages", "then": [render], "else": [encode], "out": ["ids"]} if chat else encode
+    feeds = {"input_ids": "ids", "position_ids": "kv.positions", "attention_mask": "kv.mask"}
+    if variant:
+        feeds |= {"seqlens_k": "kv.last", "total_sequence_length": "kv.total"}
+    step = {"run": "decoder", "in": feeds, "with": {"num_logits": 1}, "out": {"logits": "logits"}}
+    emit = {"tokens": "token", "text": "text.decode@1"}
+    return [begin, {"generate": {"carry": {"ids": "token"}, "do": [step], "logits": "logits", "emit": emit}}]
+
+
+def _check_window(checkpoint: Checkpoint, proved: int) -> None:
+    """A window shows only beyond its length; exporters get it silently wrong, so an unproved one is refused."""
+    config = text_config(checkpoint.config)
+    window = config.get("sliding_window")
+    if config.get("use_sliding_window", True) and type(window) is int and proved <= window < checkpoint.context:
+        raise SourceError(
+            f"sliding_window is {window}, but the proof covers {proved} tokens", where="config.json",
+            hint="Models with a longer attention window cannot be built yet",
+        )  # fmt: skip
