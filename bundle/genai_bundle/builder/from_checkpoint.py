@@ -93,7 +93,7 @@ def _build_with(
 
     def prove(path: Path) -> None:
         tell("proving logits")
-        differences = evidence.prove(path)
+        differences = evidence.prove(path, None)
         tell("proving tokens")
         prove_tests(path)
         tell("proved, largest difference: " + ", ".join(f"{name} {gap:.1e}" for name, gap in differences.items()))

@@ -23,8 +23,11 @@ _CHECKED = 96
 """Positions of the shared buffers in the proof: more than its tokens, so that a buffer's rest is seen to be ignored."""
 
 
-def prove_tests(path: Path) -> list[str]:
+def prove_tests(path: Path, backend: str | None = None) -> list[str]:
     """Run the bundle's golden vectors on the portable graphs and on every variant whose backend is installed here.
+
+    Args:
+        backend: run the portable graphs on this backend instead.
 
     Returns:
         The variants that were run.
@@ -33,8 +36,8 @@ def prove_tests(path: Path) -> list[str]:
         ProofError: names the vector, the output and the variant that gave another result.
     """
     proved = []
-    for variant, backend, device in _variants(_manifest(path)):
-        pipeline = _load(path, variant, backend, device)
+    for variant, engine, device in forms(_manifest(path), backend):
+        pipeline = _load(path, variant, engine, device)
         if pipeline is None:
             continue
         with pipeline:
@@ -48,8 +51,11 @@ def prove_tests(path: Path) -> list[str]:
     return proved
 
 
-def prove_decoder(path: Path, graph: str, goldens: Sequence[Golden]) -> dict[str, float]:
+def prove_decoder(path: Path, graph: str, goldens: Sequence[Golden], backend: str | None = None) -> dict[str, float]:
     """Compare the logits of the decoder `graph` with the reference, in every way that `parity.check_decoder` knows.
+
+    Args:
+        backend: None for what a build proves, every form on its own backend; else the portable graph on this backend.
 
     Returns:
         The largest difference of a logit, by variant.
@@ -58,8 +64,8 @@ def prove_decoder(path: Path, graph: str, goldens: Sequence[Golden]) -> dict[str
         ProofError: see `parity.check_decoder`; the variant is named.
     """
     found = {}
-    for variant, backend, device in _variants(_manifest(path)):
-        pipeline = _load(path, variant, backend, device)
+    for variant, engine, device in forms(_manifest(path), backend):
+        pipeline = _load(path, variant, engine, device)
         if pipeline is None:
             continue
         with pipeline:
@@ -75,8 +81,10 @@ def _manifest(path: Path) -> Manifest:
         return bundle.manifest
 
 
-def _variants(manifest: Manifest) -> list[tuple[str, str, str]]:
-    """(name, backend, device) of every form of the bundle's graphs."""
+def forms(manifest: Manifest, backend: str | None = None) -> list[tuple[str, str, str]]:
+    """(variant, backend, device) of every form of the bundle's graphs; with `backend`, the portable one on that."""
+    if backend is not None:
+        return [(PORTABLE, backend, "cpu")]
     named = {
         variant.name: (variant.name, variant.when["backend"], variant.when.get("device", "cpu"))
         for graph in manifest.graphs.values()

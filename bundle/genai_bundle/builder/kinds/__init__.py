@@ -29,12 +29,13 @@ class Evidence:
     """What the source model itself answered.
 
     tests: the manifest's `tests`. proof: its `source.proof`; only what every build repeats.
-    prove: compares a finished bundle file with the answers; the largest difference by variant. Raises ProofError.
+    prove(path, backend): compares a finished bundle file with the answers, in every form that it has; with a backend's
+    name, in its portable form on that one. The largest difference by variant. Raises ProofError.
     """
 
     tests: Sequence[Json]
     proof: Json
-    prove: Callable[[Path], Mapping[str, float]]
+    prove: Callable[[Path, str | None], Mapping[str, float]]
 
 
 class Kind(Protocol):

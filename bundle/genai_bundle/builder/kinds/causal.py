@@ -50,8 +50,8 @@ def ask(checkpoint: Checkpoint) -> Evidence:
         "checks": ["prefill", "cached steps", "pieces", "padded batch of two", "greedy tokens"],
     }
 
-    def prove(path: Path) -> Mapping[str, float]:
-        return prove_decoder(path, "decoder", goldens)
+    def prove(path: Path, backend: str | None) -> Mapping[str, float]:
+        return prove_decoder(path, "decoder", goldens, backend)
 
     return Evidence(tests, proof, prove)
 
