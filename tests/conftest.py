@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test may use, and the one place that decides what may be skipped.
 
-A test marked `shared`, `torch` or `openvino` needs something a plain checkout lacks. Without it the test is skipped,
-unless the environment variable GENAI_REQUIRE names it (``GENAI_REQUIRE=shared,torch``), or, for `shared`, CI is set:
-then it fails. So a continuous-integration run cannot pass by having skipped.
+A test marked `shared`, `torch`, `openvino` or `peers` needs something a plain checkout lacks. Without it the test is
+skipped, unless the environment variable GENAI_REQUIRE names it (``GENAI_REQUIRE=shared,torch``), or, for `shared`,
+CI is set: then it fails. So a continuous-integration run cannot pass by having skipped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _missing(need: str) -> str | None:
     """Why `need` cannot be met here, or None."""
     if need == "shared":
         return None if SHARED.is_dir() else f"no folder {SHARED}"
-    modules = {"torch": ("torch", "transformers"), "openvino": ("openvino",)}[need]
+    modules = {"torch": ("torch", "transformers"), "openvino": ("openvino",), "peers": ("onnxruntime_genai",)}[need]
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
 
@@ -63,7 +63,7 @@ def need(name: str) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for name in ("shared", "torch", "openvino"):
+    for name in ("shared", "torch", "openvino", "peers"):
         if item.get_closest_marker(name) is not None:
             need(name)
 
