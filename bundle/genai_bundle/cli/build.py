@@ -33,6 +33,9 @@ def build(
     exporter: Annotated[
         str | None, typer.Option(metavar="NAME", help="The only exporter to try; by default all, in their order.")
     ] = None,
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="Import although keys of a configuration are not understood.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: id, path, size.")] = False,
 ) -> None:
@@ -49,6 +52,7 @@ def build(
         details={key: value for key, value in named.items() if value is not None},
         overwrite=force,
         exporter=exporter,
+        allow_lossy=allow_lossy,
     )
     with console.phases(f"building {output.name}") as tell:
         identity = run_build(source, output, options, tell)
