@@ -19,13 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from genai_bundle.errors import SourceError
 
 
-def load_skeleton(path: Path, untied: Callable[[list[str]], bool]) -> Any:
-    """The model of the folder `path`: float32, fake parameters on the CPU, real buffers (rotary frequencies).
+def construct(path: Path) -> Any:
+    """The model of the folder `path`: float32, parameters on the meta device, real buffers (rotary frequencies).
 
-    Args:
-        path: the folder; only its config is read. untied: told the names that share one parameter, whether the
-        checkpoint holds different weights for them. transformers
-            ignores the config's tie in that case, and so must we.
+    Only the folder's config is read.
     """
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
@@ -34,8 +31,9 @@ def load_skeleton(path: Path, untied: Callable[[list[str]], bool]) -> Any:
         message = str(error).strip().split("\n")[0]
         raise SourceError(f"transformers cannot make this model: {message}", where="config.json") from error
     model.eval()
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("batched_mm")  # gathers weights by index; the others unroll the experts
     model.tie_weights()
-    _fake_parameters(model, untied)
     return model
 
 
@@ -79,8 +77,14 @@ def _meta_parameters() -> Iterator[None]:
         torch.nn.Module.register_parameter = register
 
 
-def _fake_parameters(model: Any, untied: Callable[[list[str]], bool]) -> None:
-    """Meta parameters become fake ones "on the CPU": the tracer refuses to mix them with CPU inputs otherwise."""
+def fake_parameters(model: Any, untied: Callable[[list[str]], bool]) -> None:
+    """Meta parameters become fake ones "on the CPU": the tracer refuses to mix them with CPU inputs otherwise.
+
+    Args:
+        model: as `construct` made it.
+        untied: told the names that share one parameter, whether the checkpoint holds different weights for them.
+            transformers ignores the config's tie in that case, and so must we.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     split = {name for names in parameter_names(model).values() if len(names) > 1 and untied(names) for name in names}
     made: dict[int, Any] = {}

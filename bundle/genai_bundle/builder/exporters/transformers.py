@@ -21,10 +21,10 @@ from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 from genai_bundle.builder import tidy
 from genai_bundle.builder.checkpoint import Checkpoint
 from genai_bundle.builder.exporters import KV_STATE, Export
+from genai_bundle.builder.exporters.conversion import convert
 from genai_bundle.builder.exporters.quiet import quiet
-from genai_bundle.builder.exporters.skeleton import dynamic_axes, load_skeleton, parameter_names, sample
-from genai_bundle.builder.safetensors import StoredTensor
-from genai_bundle.builder.tensors import checkpoint_tensor, same_bytes
+from genai_bundle.builder.exporters.skeleton import construct, dynamic_axes, fake_parameters, parameter_names, sample
+from genai_bundle.builder.lazy import Weight, graph_tensor, same_values
 from genai_bundle.errors import SourceError
 
 OPSET = 23
@@ -45,8 +45,10 @@ def export_decoder(checkpoint: Checkpoint) -> Export:
     """
     tensors = checkpoint.tensors
     with quiet(), torch.no_grad():
-        model = load_skeleton(checkpoint.path, lambda names: _differ(names, tensors))
-        weights = _match(model, tensors)
+        model = construct(checkpoint.path)
+        held, _ = convert(model, tensors)
+        fake_parameters(model, lambda names: _differ(names, held))
+        weights = _match(model, held, ", ".join(sorted({tensor.file for tensor in tensors.values()})))
         try:
             program = _trace(model)
         except Exception as error:  # whatever torch's tracer raises on code that it cannot follow
@@ -75,36 +77,31 @@ def _trace(model: Any) -> ir.Model:
     return program
 
 
-def _differ(names: list[str], tensors: Mapping[str, StoredTensor]) -> bool:
+def _differ(names: list[str], held: Mapping[str, Weight]) -> bool:
     """Whether the checkpoint holds different weights under names that the config ties."""
-    held = [tensors[name] for name in names if name in tensors]
-    return any(not same_bytes(held[0], other) for other in held[1:])
+    weights = [held[name] for name in names if name in held]
+    return any(not same_values(weights[0], other) for other in weights[1:])
 
 
-def _match(model: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, ir.TensorProtocol]:
+def _match(model: Any, held: Mapping[str, Weight], files: str) -> dict[str, ir.TensorProtocol]:
     """For every parameter (and stored buffer) of the model, its tensor in the checkpoint."""
     found: dict[str, ir.TensorProtocol] = {}
     groups = parameter_names(model)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
-    stored = {name: tuple(value.shape) for name, value in model.named_buffers() if name in tensors}
+    stored = {name: tuple(value.shape) for name, value in model.named_buffers() if name in held}
     for name, shape in (shapes | stored).items():
-        source = next((other for other in [name, *groups.get(name, [])] if other in tensors), None)
-        if source is None:
+        weight = next((held[other] for other in [name, *groups.get(name, [])] if other in held), None)
+        if weight is None:
             raise SourceError(
-                f"the model needs the tensor '{name}', which the checkpoint lacks", where=_files(tensors),
-                hint="The checkpoint is incomplete, or transformers renames its tensors while loading",
+                f"the model needs the tensor '{name}', which the checkpoint lacks", where=files,
+                hint="The checkpoint is incomplete or another model's",
             )  # fmt: skip
-        if tensors[source].shape != shape:
+        if weight.shape != shape:
             raise SourceError(
-                f"has the shape {list(tensors[source].shape)}, but config.json describes {list(shape)}",
-                where=f"{tensors[source].file}: {source}",
+                f"has the shape {list(weight.shape)}, but config.json describes {list(shape)}", where=weight.where
             )
-        found[name] = checkpoint_tensor(tensors[source], ir.DataType.FLOAT)
+        found[name] = graph_tensor(weight)
     return found
-
-
-def _files(tensors: Mapping[str, StoredTensor]) -> str:
-    return ", ".join(sorted({tensor.file for tensor in tensors.values()}))
 
 
 def _detach_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> None:
