@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     members: tuple[str, ...]
     """Names of the files that were read, sorted."""
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """What stands in the bundle for a weight that it holds in another form, as a lazy float32 tensor, by name."""
 
     def digests(self, progress: Callable[[str], None] | None = None) -> dict[str, str]:
         """SHA-256, in hex, of every file that was read."""

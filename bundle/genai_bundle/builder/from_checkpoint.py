@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from genai_bundle import FORMAT_VERSION
 from genai_bundle.builder import kinds
 from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint
 from genai_bundle.builder.options import BuildOptions
+from genai_bundle.builder.storage import changes_weights
+from genai_bundle.builder.storage.spool import Spool
 from genai_bundle.errors import ProofError, SourceError, UsageError
 from genai_bundle.writer import Source, write_bundle
 
@@ -52,13 +55,16 @@ def build_checkpoint(
     _check_installed(source)
     tell("starting torch")  # late: seconds of imports that a wrong folder should not cost
     exporters = _exporters(kind, options.exporter)
-    tell("asking the model itself")
-    evidence = kind.ask(checkpoint)
+    evidence = None
+    if not changes_weights(options):  # else what is asked is the model with the weights that the bundle gets
+        tell("asking the model itself")
+        evidence = kind.ask(checkpoint)
     failures: list[tuple[str, SourceError | ProofError]] = []
     for name, export in exporters.items():
         try:
             tell(f"exporting with {name}")
-            return _build_with(export(checkpoint), checkpoint, kind, evidence, target, options, tell)
+            with Spool(target.parent) as spool:
+                return _build_with(export(checkpoint), checkpoint, kind, evidence, target, options, tell, spool)
         except (SourceError, ProofError) as error:
             tell(f"{name} failed: {error.message}")
             failures.append((name, error))
@@ -69,31 +75,38 @@ def _build_with(
     export: Export,
     checkpoint: Checkpoint,
     kind: kinds.Kind,
-    evidence: kinds.Evidence,
+    evidence: kinds.Evidence | None,
     target: Path,
     options: BuildOptions,
     tell: Progress,
+    spool: Spool,
 ) -> str:
     """One exporter's graphs as a proved bundle."""
     from genai_bundle.builder.prove import prove_tests
+    from genai_bundle.builder.storage.store import store_weights
     from genai_bundle.builder.variants import with_variants
     from genai_bundle.builder.weights import pack
 
     models, entries = with_variants(export.graphs, tell)
+    stored = store_weights(models, entries, options, spool, tell)
+    answers = evidence
+    if answers is None:
+        tell("asking the model itself, with these weights")
+        answers = kind.ask(replace(checkpoint, changed=stored.changed))
     graphs, shards = pack(models, next(iter(export.graphs)) if len(export.graphs) == 1 else "model")
     document = kind.document(checkpoint, export, entries)
     manifest = {
         "format": FORMAT_VERSION,
         "name": _name(options.details.get("name") or checkpoint.path.resolve().name),
         **document,
-        "source": _source(checkpoint, export, evidence),
-        "tests": list(evidence.tests),
+        "source": _source(checkpoint, export, answers) | {"weights": dict(stored.record)},
+        "tests": list(answers.tests),
         **{key: value for key, value in options.details.items() if key != "name" and value},
     }
 
     def prove(path: Path) -> None:
         tell("proving logits")
-        differences = evidence.prove(path, None)
+        differences = answers.prove(path, None)
         tell("proving tokens")
         prove_tests(path)
         tell("proved, largest difference: " + ", ".join(f"{name} {gap:.1e}" for name, gap in differences.items()))

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoTokenizer, DynamicCache
 
+from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint
 from genai_bundle.builder.exporters.quiet import quiet
+from genai_bundle.builder.source_model import source_model
 
 Array = NDArray[np.float32]
 
@@ -48,16 +50,10 @@ class Golden:
 
 
 class Reference:
-    """The checkpoint folder `path` as transformers runs it, in float32, attention written out.
+    """A causal language model as transformers runs it, see `source_model`."""
 
-    Attention is `eager` here and fused in the exported trace on purpose: a mistake that both share is less likely.
-    """
-
-    def __init__(self, path: Path) -> None:
-        with quiet():
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False, local_files_only=True
-            ).eval()
+    def __init__(self, source: Path | Checkpoint) -> None:
+        self._model: Any = source_model(read_checkpoint(source) if isinstance(source, Path) else source)
 
     def greedy(self, ids: Sequence[int], steps: int) -> Golden:
         """Continue `ids` by `steps` tokens, one cached step each, not stopping at an end-of-text token."""
@@ -94,7 +90,7 @@ def reference_ids(path: Path, prompt: Mapping[str, Any]) -> list[int] | None:
         return None
 
 
-def reference_greedy(path: Path, prompts: Sequence[Sequence[int]], steps: int) -> list[Golden]:
+def reference_greedy(source: Path | Checkpoint, prompts: Sequence[Sequence[int]], steps: int) -> list[Golden]:
     """Golden continuations of several prompts of token ids. The model is released afterwards."""
-    reference = Reference(path)
+    reference = Reference(source)
     return [reference.greedy(ids, steps) for ids in prompts]

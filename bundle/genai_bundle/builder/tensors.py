@@ -48,9 +48,10 @@ class WeightTensor(ir.LazyTensor):
     joined, turned or split) hands on its own `rows`.
     """
 
-    __slots__ = ("rows", "stored")
+    __slots__ = ("dims", "rows", "stored")
 
     def __init__(self, name: str, shape: tuple[int, ...], stored: ir.DataType, rows: Rows) -> None:
+        self.dims = shape
         self.stored = stored
         self.rows = rows
 

@@ -8,10 +8,14 @@ from typing import Annotated
 
 import typer
 
+from genai_bundle.errors import UsageError
+
 EXAMPLES = """\b
 Examples:
   genai-bundle build checkpoints/stories260K -o stories.genai
   genai-bundle build checkpoint/ -o model.genai --name my-model --license Apache-2.0
+  genai-bundle build checkpoint/ -o small.genai --quantize int4
+  genai-bundle build checkpoint/ -o small.genai --quantize int4 --quantize-override "lm_head*=int8"
   genai-bundle build recipe.yaml -o vad.genai
 """
 
@@ -30,6 +34,22 @@ def build(
     ] = None,
     license_: Annotated[str | None, typer.Option("--license", metavar="SPDX", help="The weights' licence.")] = None,
     description: Annotated[str | None, typer.Option(metavar="TEXT", help="One line about the bundle.")] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(metavar="FORM", help="Store weights as int4, int8, fp16 or bf16; by default as they are."),
+    ] = None,
+    block_size: Annotated[
+        int, typer.Option(metavar="N", help="Elements that share a scale: 16, 32, 64, 128 or 256.")
+    ] = 32,
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="Quantise around zero, without zero points.")] = False,
+    quantize_override: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=FORM", help="Another form for weights with such names; may be repeated."),
+    ] = None,
+    quantize_exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave weights with such names as they are; may be repeated."),
+    ] = None,
     exporter: Annotated[
         str | None, typer.Option(metavar="NAME", help="The only exporter to try; by default all, in their order.")
     ] = None,
@@ -52,6 +72,11 @@ def build(
         details={key: value for key, value in named.items() if value is not None},
         overwrite=force,
         exporter=exporter,
+        quantize=quantize,
+        block_size=block_size,
+        symmetric=symmetric,
+        overrides=[_override(text) for text in quantize_override or ()],
+        exclude=quantize_exclude or (),
         allow_lossy=allow_lossy,
     )
     with console.phases(f"building {output.name}") as tell:
@@ -61,3 +86,12 @@ def build(
         console.print_json({"id": identity, "path": str(output), "size": size})
     else:
         typer.echo(f"{output}  {console.human_size(size)}  {identity}")
+
+
+def _override(text: str) -> tuple[str, str]:
+    """PATTERN=FORM; a weight's name may hold anything but `=`."""
+    pattern, equals, form = text.rpartition("=")
+    if not equals or not pattern:
+        hint = "Such as --quantize-override '*.down_proj.weight=int8'"
+        raise UsageError(f"{text!r} is not PATTERN=FORM", where="--quantize-override", hint=hint)
+    return pattern, form

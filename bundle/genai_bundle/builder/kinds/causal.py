@@ -41,7 +41,7 @@ def ask(checkpoint: Checkpoint) -> Evidence:
 
     prompts = golden_prompts(checkpoint, STEPS)
     _check_window(checkpoint, max(len(prompt.ids) for prompt in prompts) + STEPS - 1)  # the last token is never run
-    goldens = reference_greedy(checkpoint.path, [prompt.ids for prompt in prompts], STEPS)
+    goldens = reference_greedy(checkpoint, [prompt.ids for prompt in prompts], STEPS)
     tests = golden_tests(prompts, goldens, checkpoint.text.eos)
     proof = {
         "reference": reference_name(),
@@ -67,7 +67,7 @@ def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mappin
         "state": {
             name: {**entry, **(capacity if entry["update"] == "append" else {})} for name, entry in export.state.items()
         },
-        "steps": _steps(text.template is not None, variant=bool(graphs["decoder"].get("variants"))),
+        "steps": _steps(text.template is not None, variant=_has_shared(graphs["decoder"])),
         "text": {
             "tokenizer": "tokenizer.json",
             **({"template": "chat_template.jinja"} if text.template is not None else {}),
@@ -83,6 +83,11 @@ def members(checkpoint: Checkpoint) -> Mapping[str, Source]:
     if checkpoint.text.template is not None:
         found["chat_template.jinja"] = checkpoint.text.template.encode()
     return found
+
+
+def _has_shared(decoder: Mapping[str, Any]) -> bool:
+    """Whether a variant takes its cache as a shared buffer, and with it the lengths of the rows."""
+    return any("state" in variant for variant in decoder.get("variants", ()))
 
 
 def _inputs(chat: bool) -> dict[str, Any]:
