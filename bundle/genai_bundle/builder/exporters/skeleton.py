@@ -7,7 +7,7 @@ exporter's optimiser cannot fold, merge or transpose a weight into a second copy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from genai_bundle.errors import SourceError
 
 
-def construct(path: Path) -> Any:
+def construct(path: Path, auto: Any = AutoModelForCausalLM) -> Any:
     """The model of the folder `path`: float32, parameters on the meta device, real buffers (rotary frequencies).
 
-    Only the folder's config is read.
+    Only the folder's config is read. `auto` is the class of transformers that chooses the model's by it.
     """
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        model = _construct(config)
+        model = _construct(config, auto)
     except (ValueError, KeyError, OSError, ImportError) as error:
         message = str(error).strip().split("\n")[0]
         raise SourceError(f"transformers cannot make this model: {message}", where="config.json") from error
@@ -37,16 +37,16 @@ def construct(path: Path) -> Any:
     return model
 
 
-def _construct(config: Any) -> Any:
+def _construct(config: Any, auto: Any) -> Any:
     """Attention as one operator where the model has that form (ONNX has an operator for it), else written out."""
     arguments = {"trust_remote_code": False, "dtype": torch.float32}
     with _meta_parameters():
         try:
-            return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", **arguments)
+            return auto.from_config(config, attn_implementation="sdpa", **arguments)
         except ValueError as error:
             if "attention implementation" not in str(error):
                 raise
-            return AutoModelForCausalLM.from_config(config, attn_implementation="eager", **arguments)
+            return auto.from_config(config, attn_implementation="eager", **arguments)
 
 
 def parameter_names(model: Any) -> dict[str, list[str]]:
@@ -124,7 +124,7 @@ def dynamic_axes(first: Any, second: Any) -> Any:
     if isinstance(first, torch.Tensor):
         pairs = zip(first.shape, second.shape, strict=True)
         return {axis: torch.export.Dim.AUTO for axis, (a, b) in enumerate(pairs) if a != b}
-    if isinstance(first, dict):
+    if isinstance(first, Mapping):
         return {key: dynamic_axes(value, second[key]) for key, value in first.items() if key != "use_cache"}
     # A cache: the exporter registers it as a flat list of its tensors, in the order in which attributes were set.
     return [dynamic_axes(a, b) for a, b in zip(_leaves(first), _leaves(second), strict=True)]

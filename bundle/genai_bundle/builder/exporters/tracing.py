@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A torch module as a graph through transformers' own ONNX exporter, with weights that stay in the checkpoint.
+
+The exporter declares itself experimental. This file therefore touches its `export(...).program` only, does the rest on
+the graph, and nothing that leaves here is believed before `builder.prove` has compared it with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import optimizer
+from onnxscript.rewriter import onnx_fusions
+from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+from genai_bundle.builder.checkpoint import Checkpoint
+from genai_bundle.builder.exporters.conversion import convert
+from genai_bundle.builder.exporters.skeleton import dynamic_axes, fake_parameters, parameter_names
+from genai_bundle.builder.lazy import Weight, graph_tensor, same_values
+from genai_bundle.errors import SourceError
+
+OPSET = 23
+"""The first with Attention, RMSNormalization and RotaryEmbedding; 24 makes the exporter lose the last two again."""
+
+NAME = "transformers.exporters.OnnxExporter"
+
+Weights = Mapping[str, ir.TensorProtocol]
+
+
+def bind(model: Any, checkpoint: Checkpoint) -> Weights:
+    """Make a constructed model ready to be traced. For each of its parameters, the checkpoint's tensor.
+
+    Raises:
+        SourceError: the checkpoint lacks a tensor, or holds one of another shape.
+    """
+    held, _ = convert(model, checkpoint.tensors)
+    fake_parameters(model, lambda names: _differ(names, held))
+    return _match(model, held, ", ".join(sorted({tensor.file for tensor in checkpoint.tensors.values()})))
+
+
+def trace(module: Any, weights: Weights, first: Mapping[str, Any], second: Mapping[str, Any]) -> ir.Model:
+    """The graph of `module`, whose axes are dynamic where the two samples of its arguments differ.
+
+    Raises:
+        SourceError: the tracer cannot follow the module's code.
+    """
+    # optimize=False: the optimiser would read the weights. The same passes run below, with the weights out of sight.
+    config = OnnxConfig(opset_version=OPSET, optimize=False, dynamic_shapes=dynamic_axes(first, second))
+    with traceable():
+        program = OnnxExporter().export(module, dict(first), config).program
+    assert isinstance(program, ir.Model)
+    _detach_weights(program, weights)
+    optimizer.optimize_ir(program)
+    onnx_fusions.fuse(program)
+    _attach_weights(program, weights)
+    return program
+
+
+@contextmanager
+def traceable() -> Iterator[None]:
+    """Inside, whatever torch raises on code that it cannot run without weights or follow is the model's fault."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SourceError(f"the exporter cannot trace this model: {reason}", where="config.json") from error
+
+
+def _differ(names: list[str], held: Mapping[str, Weight]) -> bool:
+    """Whether the checkpoint holds different weights under names that the config ties."""
+    weights = [held[name] for name in names if name in held]
+    return any(not same_values(weights[0], other) for other in weights[1:])
+
+
+def _match(model: Any, held: Mapping[str, Weight], files: str) -> dict[str, ir.TensorProtocol]:
+    """For every parameter (and stored buffer) of the model, its tensor in the checkpoint."""
+    found: dict[str, ir.TensorProtocol] = {}
+    groups = parameter_names(model)
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
+    stored = {name: tuple(value.shape) for name, value in model.named_buffers() if name in held}
+    for name, shape in (shapes | stored).items():
+        weight = next((held[other] for other in [name, *groups.get(name, [])] if other in held), None)
+        if weight is None:
+            raise SourceError(
+                f"the model needs the tensor '{name}', which the checkpoint lacks", where=files,
+                hint="The checkpoint is incomplete or another model's",
+            )  # fmt: skip
+        if weight.shape != shape:
+            raise SourceError(
+                f"has the shape {list(weight.shape)}, but config.json describes {list(shape)}", where=weight.where
+            )
+        found[name] = graph_tensor(weight)
+    return found
+
+
+def _detach_weights(model: ir.Model, weights: Weights) -> None:
+    """Let the weights be inputs for a while: the optimiser neither folds, merges nor reads an input."""
+    for name in [name for name in model.graph.initializers if name in weights]:
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        model.graph.inputs.append(value)
+
+
+def _attach_weights(model: ir.Model, weights: Weights) -> None:
+    for value in [value for value in model.graph.inputs if value.name in weights]:
+        model.graph.inputs.remove(value)
+        tensor = weights[value.name or ""]
+        name = str(tensor.name)  # a tied parameter bears the name under which the checkpoint stores it
+        if name in model.graph.initializers:
+            ir.convenience.replace_all_uses_with(value, model.graph.initializers[name])
+            continue
+        value.const_value, value.name = tensor, name
+        model.graph.register_initializer(value)
