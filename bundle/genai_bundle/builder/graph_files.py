@@ -141,8 +141,8 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, where: str) -> memo
     name = f"initializer {tensor.name!r}"
     if folder is None:
         raise SourceError(f"{name} has external data, which a graph written as text cannot have", where=where)
-    file = (folder / location).resolve()
-    if not location or not file.is_relative_to(folder.resolve()):
+    file = folder / location  # which may be a link: in a hub's cache, all files are
+    if not location or Path(location).is_absolute() or ".." in Path(location).parts:
         raise SourceError(f"{name} has its data at {location!r}, outside the graph's folder", where=where)
     try:
         with file.open("rb") as opened:

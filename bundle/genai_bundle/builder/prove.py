@@ -6,14 +6,18 @@ The only file of the builder that imports the runner.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import onnx
 
 from genai_bundle.builder.parity import Array, Decoder, Golden, check_decoder
 from genai_bundle.bundle import open_bundle
-from genai_bundle.errors import ProofError, UsageError
+from genai_bundle.errors import ProofError, SourceError, UsageError
 from genai_bundle.manifest import Manifest
 from genai_runner import load
+from genai_runner.backends.base import LoadOptions, available_cores, find_backend
 from genai_runner.pipeline import Pipeline
 from genai_runner.verify import run_tests
 
@@ -74,6 +78,43 @@ def prove_decoder(path: Path, graph: str, goldens: Sequence[Golden], backend: st
             except ProofError as error:
                 raise ProofError(error.message, where=f"variant '{variant}', {error.where}", hint=error.hint) from error
     return found
+
+
+def source_graph(file: Path) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
+    """An ONNX file of a build's source, as it lies there: a function from all its inputs to all its outputs.
+
+    Raises:
+        SourceError: the engine cannot load or run it.
+    """
+    model = onnx.load(file, load_external_data=False)
+    entries = [{item.key: item.value for item in tensor.external_data} for tensor in model.graph.initializer]
+    entries = [entry for entry in entries if entry]
+    weights: dict[str, memoryview] = {}
+    if all(int(entry.get("offset") or 0) % 64 == 0 for entry in entries):
+        for location in {entry["location"] for entry in entries}:
+            with (file.parent / location).open("rb") as opened:
+                weights[location] = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+    else:  # engines use mapped weights where they lie, which has to be aligned
+        model = onnx.load(file)
+    outputs = [value.name for value in model.graph.output]
+
+    def fail(error: Exception) -> SourceError:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return SourceError(f"onnxruntime cannot run the graph: {reason}", where=file.name)
+
+    try:
+        raw = file.read_bytes() if weights or not entries else model.SerializeToString()
+        graph = find_backend("onnxruntime").load(file.stem, raw, weights, LoadOptions(threads=available_cores()))
+    except Exception as error:  # an engine may raise anything
+        raise fail(error) from error
+
+    def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        try:
+            return graph.run(feeds, outputs)
+        except Exception as error:
+            raise fail(error) from error
+
+    return run
 
 
 def _manifest(path: Path) -> Manifest:

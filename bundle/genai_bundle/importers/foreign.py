@@ -34,7 +34,8 @@ class Section:
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
+        """All keys, which are not asked for by this."""
         return list(self._values)
 
     def where(self, key: str) -> str:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what an importer understood to a manifest with golden vectors: the part that all layouts of generators share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genai_bundle import FORMAT_VERSION
+from genai_bundle.importers import Assembled, Progress
+from genai_bundle.importers.body import Body, Json, generation
+from genai_bundle.importers.foreign import Section, dropped_lines, settle
+from genai_bundle.importers.graphs import SourceGraph, pack_graphs
+from genai_bundle.importers.plain import MARGIN, STEPS, Array, Run, engine_name, greedy
+from genai_bundle.importers.text import Text, digests
+
+if TYPE_CHECKING:
+    from genai_bundle.builder.options import BuildOptions
+
+Values = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a request runs once before it generates: an encoder, mostly.
+
+    steps: from the prompt's ids, the value `ids`, to what the body reads. inputs: the manifest's beside the prompt.
+    plain: the same by hand, from ids and the source's graphs to the values and the ids that generation begins with.
+    """
+
+    graphs: Sequence[SourceGraph]
+    steps: Sequence[Json]
+    inputs: Json
+    plain: Callable[[Sequence[int], Mapping[str, Run]], tuple[Values, Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A generator as an importer understood it.
+
+    vocabulary: ids are below it. room: the most tokens of prompt and answer together. longest: the most of a prompt.
+    wraps: how the source runs a graph that the bundle has in another form, by name.
+    """
+
+    task: str
+    body: Body
+    text: Text
+    generation: Json
+    vocabulary: int
+    room: int
+    longest: int | None = None
+    before: Before | None = None
+    wraps: Mapping[str, Callable[[Run], Run]] = field(default_factory=dict)
+
+
+def assemble_pipeline(
+    path: Path, found: Pipeline, configs: Sequence[Section], notes: Sequence[str], options: BuildOptions, tell: Progress
+) -> Assembled:
+    """Settle what the configurations say, run the source, write the manifest.
+
+    Raises SourceError: keys are not understood, or a graph cannot be run or may not be in a bundle.
+    """
+    dropped = settle(configs, allow_lossy=options.allow_lossy)
+    before = found.before
+    steps, made = generation(found.body, found.text)
+    graphs = [*(before.graphs if before else []), *(stage.graph for stage in found.body.stages), *made]
+    entries, members, features = pack_graphs(graphs)
+    tests, proof = _ask(found, tell)
+    files = [graph.file for graph in graphs if graph.file] + [path / config.file for config in configs]
+    files += [path / name for name in found.text.assets.files] if found.text.assets else []
+    prompt = found.text.inputs()
+    if found.longest is not None and "ids" in prompt:
+        prompt["ids"]["dims"] = [1, found.longest]
+    manifest: Json = {
+        "format": FORMAT_VERSION,
+        "name": bundle_name(path),
+        "task": found.task,
+        "graphs": entries,
+        "inputs": {**prompt, **(before.inputs if before else {})},
+        "outputs": found.text.outputs(),
+        "state": found.body.state(),
+        "steps": [*found.text.begin(), *(before.steps if before else []), *steps],
+        **found.text.section(),
+        "generation": found.generation,
+        "source": source(path, files + external_files(graphs), proof, dropped),
+        "tests": tests,
+        **({"requires": features} if features else {}),
+    }
+    return Assembled(manifest, {**members, **found.text.members()}, [*notes, *dropped_lines(dropped)])
+
+
+def _ask(found: Pipeline, tell: Progress) -> tuple[list[Json], Json]:
+    """Golden vectors: what the source's graphs give for some prompts."""
+    from genai_bundle.builder.prove import source_graph  # late: brings the engines
+
+    tell("running the source")
+    before = found.before
+    stages = found.body.stages
+    graphs = [*(before.graphs if before else []), *(stage.graph for stage in stages)]
+    graphs += [stage.prompt for stage in stages if stage.prompt]
+    runs = {graph.name: source_graph(graph.file) for graph in graphs if graph.file}
+    runs |= {name: wrap(runs[name]) for name, wrap in found.wraps.items()}
+    tests = []
+    longest = found.room - 1 if found.longest is None else found.longest
+    for inputs, prompt in found.text.prompts(found.vocabulary, longest):
+        values, ids = before.plain(prompt, runs) if before else ({}, prompt)
+        answer = greedy(found.body.plain(runs, values), ids, found.text.eos, min(STEPS, found.room - len(ids)))
+        tokens = list(answer.tokens[: answer.sure])
+        if tokens:
+            asked = {**inputs, "temperature": 0, "repetition_penalty": 1, "max_tokens": len(tokens)}
+            if found.text.assets:
+                asked["stop"] = []
+            tests.append({"in": asked, "out": {"tokens": [tokens]}, "compare": "tokens"})
+    proof = {"reference": engine_name(), "steps": STEPS, "margin": MARGIN, "checks": ["greedy tokens, cached steps"]}
+    return tests, proof
+
+
+def source(path: Path, files: Sequence[Path], proof: Json, dropped: Mapping[str, Sequence[str]]) -> Json:
+    """The manifest's `source`."""
+    found: Json = {"files": digests(path, files), "proof": proof}
+    return found | ({"dropped": {file: list(keys) for file, keys in dropped.items()}} if dropped else {})
+
+
+def external_files(graphs: Sequence[SourceGraph]) -> list[Path]:
+    """The files that hold the graphs' weights."""
+    found = set()
+    for graph in graphs:
+        for tensor in graph.model.graph.initializer:
+            location = next((item.value for item in tensor.external_data if item.key == "location"), None)
+            if graph.file and location:
+                found.add(graph.file.parent / location)
+    return sorted(found)
+
+
+def bundle_name(path: Path) -> str:
+    """A bundle's name from a folder's: letters, digits, `.`, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-.") or "model"

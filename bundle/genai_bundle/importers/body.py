@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step of generation runs, told once: the manifest says it in its grammar, the plain loop carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from genai_bundle.importers.graphs import SourceGraph, made_graph
+from genai_bundle.importers.plain import Array, PlainGraph, Run
+from genai_bundle.importers.text import Text
+from genai_bundle.ports import match_ports
+
+Json = dict[str, Any]
+
+FIELDS = ("mask", "positions", "len", "total", "last")
+"""What a graph may be told of its cache (spec/pipeline.md, State)."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A state of the manifest. `ports` has `{n}` for what exporters write as a layer's number."""
+
+    name: str
+    graph: str
+    ports: Mapping[str, str]
+    axis: int = 2
+    update: str = "append"
+    tokens: str | None = None
+    capacity: int | None = None
+
+    def entry(self) -> Json:
+        optional = {"tokens": self.tokens, "capacity": self.capacity}
+        axis = {} if self.update == "replace" else {"axis": self.axis}
+        entry = {"graph": self.graph, "ports": dict(self.ports), "update": self.update, **axis}
+        return entry | {key: value for key, value in optional.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a graph.
+
+    feeds: for each port the name of a value, or a word of `FIELDS`. literals: for each port a constant.
+    outputs: names for what it gives. prompt: what the source runs for the prompt in its place.
+    """
+
+    graph: SourceGraph
+    feeds: Mapping[str, str]
+    outputs: Mapping[str, str]
+    literals: Mapping[str, Any] = field(default_factory=dict)
+    prompt: SourceGraph | None = None
+
+
+@dataclass(frozen=True)
+class Body:
+    """From ids (the value `carried`) to logits (the value `logits`)."""
+
+    stages: Sequence[Stage]
+    caches: Sequence[Cache]
+    carried: str = "ids"
+    logits: str = "logits"
+
+    def state(self) -> Json:
+        return {cache.name: cache.entry() for cache in self.caches}
+
+    def steps(self) -> list[Json]:
+        """The manifest's steps of one iteration."""
+        return [self._step(stage) for stage in self.stages]
+
+    def _step(self, stage: Stage) -> Json:
+        own = [cache for cache in self.caches if cache.graph == stage.graph.name]
+        counted = next((cache for cache in own if cache.tokens), own[0] if own else None)
+        given = {}
+        for port, value in stage.feeds.items():
+            if value in FIELDS:
+                if counted is None:
+                    raise stage.graph.error(f"its port {port!r} needs to know of a cache, and it has none")
+                value = f"{counted.name}.{value}"
+            given[port] = value
+        step: Json = {"run": stage.graph.name, "in": given, "out": dict(stage.outputs)}
+        return step | ({"with": dict(stage.literals)} if stage.literals else {})
+
+    def plain(self, runs: Mapping[str, Run], values: Mapping[str, Array]) -> Callable[[Sequence[int]], Array]:
+        """A function from new ids to logits, its caches empty. values: what the request computed before."""
+        graphs = {}
+        for stage in self.stages:
+            name, ports = stage.graph.name, stage.graph.ports
+            own = [cache for cache in self.caches if cache.graph == name]
+            found = [
+                (cache, past, present) for cache in own for past, present in match_ports(cache.ports, ports).items()
+            ]
+            graphs[name] = PlainGraph(
+                runs[name], ports,
+                {past: present for _, past, present in found},
+                {past: None if cache.update == "replace" else cache.axis for cache, past, _ in found},
+                frozenset(past for cache, past, _ in found if cache.update == "once"),
+                (runs[stage.prompt.name], stage.prompt.ports) if stage.prompt else None,
+            )  # fmt: skip
+
+        def step(ids: Sequence[int]) -> Array:
+            known: dict[str, Any] = {**values, self.carried: np.array([ids], np.int64)}
+            for stage in self.stages:
+                graph = graphs[stage.graph.name]
+                total = graph.length + len(ids)
+                fields = {
+                    "mask": np.ones((1, total)), "positions": np.arange(graph.length, total)[None],
+                    "len": graph.length, "total": total, "last": total - 1,
+                }  # fmt: skip
+                given = {port: fields[name] if name in FIELDS else known[name] for port, name in stage.feeds.items()}
+                outputs = graph(len(ids), {**given, **stage.literals})
+                known |= {name: outputs[port] for port, name in stage.outputs.items()}
+            logits: Array = known[self.logits]
+            last: Array = logits.reshape(-1, logits.shape[-1])[-1]
+            return last
+
+        return step
+
+
+def generation(body: Body, text: Text) -> tuple[list[Json], list[SourceGraph]]:
+    """The step that generates, and the graphs that it needs beside the body's.
+
+    A bundle without a tokenizer has no ending ids of its own, so there the loop is written out with a graph that knows
+    them.
+    """
+    if text.assets is not None or not text.eos:
+        carry = {body.carried: "token"}
+        return [{"generate": {"carry": carry, "do": body.steps(), "logits": body.logits, "emit": text.emit()}}], []
+    ids = ", ".join(map(str, text.eos))
+    ends = made_graph(
+        "ends",
+        f"ends (int64[1,1] token) => (bool done) <int64[{len(text.eos)}] eos = {{{ids}}}, int64[1] flat = {{-1}},"
+        " int64 none = {0}> { row = Reshape (token, flat)  same = Equal (row, eos)  found = Cast <to = 7> (same)"
+        "  count = ReduceSum <keepdims = 0> (found)  done = Greater (count, none) }",
+    )
+    tail: list[Json] = [
+        {"run": "sample@1", "in": {"logits": body.logits, "history": "history"}, "out": {"token": "token"}},
+        {"run": "concat@1", "in": {"a": "history", "b": "token"}, "with": {"axis": 1}, "out": {"y": "longer"}},
+        {"run": "ends", "in": {"token": "token"}, "out": {"done": "done"}},
+        {"emit": {"tokens": "token"}},
+    ]
+    begin: Json = {body.carried: "token", "history": [body.carried, "longer"]}
+    return [{"loop": {"carry": begin, "max": "max_tokens", "until": "done", "do": [*body.steps(), *tail]}}], [ends]
