@@ -39,6 +39,9 @@ def build(source: Path, target: Path, options: BuildOptions | None = None, progr
         importer = import_module(f"{importers.__name__}.{module}")
         if hasattr(importer, "recognises") and importer.recognises(source):
             tell(f"this is {importer.LAYOUT}")
+            if hasattr(importer, "build"):
+                identity: str = importer.build(source, target, options, tell)
+                return identity
             return importers.finish(importer.assemble(source, options, tell), target, options, tell)
     if source.is_file() and source.suffix.lower() in RECIPE_SUFFIXES:
         from genai_bundle.builder.recipe import build_recipe

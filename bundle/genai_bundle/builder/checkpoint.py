@@ -37,6 +37,8 @@ class Checkpoint:
     """Names of the files that were read, sorted."""
     changed: Mapping[str, Any] = field(default_factory=dict)
     """What stands in the bundle for a weight that it holds in another form, as a lazy float32 tensor, by name."""
+    gguf: str | None = None
+    """The member that holds the weights, where that is a GGUF file: transformers, when asked, reads them from it."""
 
     def digests(self, progress: Callable[[str], None] | None = None) -> dict[str, str]:
         """SHA-256, in hex, of every file that was read."""
@@ -66,7 +68,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     generation = generation_defaults(generation_config or {})
     tensors, weight_files = _read_weights(path)
     text = read_text_assets(path, config, generation_config or {})
-    _check_vocabulary(text, config)
+    check_vocabulary(text, config)
     names = {"config.json", *weight_files, *text.files}
     if generation_config is not None:
         names.add("generation_config.json")
@@ -161,7 +163,7 @@ def _read_shards(path: Path, index: Mapping[str, Json], where: str) -> tuple[dic
     return tensors, [where, *sorted(shards)]
 
 
-def _check_vocabulary(text: TextAssets, config: Mapping[str, Json]) -> None:
+def check_vocabulary(text: TextAssets, config: Mapping[str, Json]) -> None:
     """Every id that the tokenizer can give has a row in the embedding: a row too few is an out-of-range read later."""
     rows = text_config(config).get("vocab_size")
     if type(rows) is not int or rows < 1:

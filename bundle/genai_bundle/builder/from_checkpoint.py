@@ -50,9 +50,13 @@ def build_checkpoint(
     if target.exists() and not options.overwrite:
         raise UsageError("exists already", where=str(target), hint="Give --force (overwrite=True) to replace it")
     tell("reading the checkpoint")
-    checkpoint = read_checkpoint(source)
+    return build_from(read_checkpoint(source), target, options, tell)
+
+
+def build_from(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell: Progress) -> str:
+    """The same from a checkpoint that has been read, whatever it was read from."""
     kind = kinds.choose(checkpoint.config)
-    _check_installed(source)
+    check_installed(checkpoint.path)
     tell("starting torch")  # late: seconds of imports that a wrong folder should not cost
     exporters = _exporters(kind, options.exporter)
     evidence = None
@@ -134,9 +138,9 @@ def _all_failed(failures: list[tuple[str, SourceError | ProofError]]) -> SourceE
     return first
 
 
-def _check_installed(source: Path) -> None:
+def check_installed(source: Path, *more: str) -> None:
     """Asked once the folder is known to be good: its faults matter whatever is installed."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [name for name in (*NEEDED, *more) if find_spec(name) is None]
     if missing:
         hint = 'Install them with: pip install "genai-bundle[build]"'
         raise UsageError(f"building from a checkpoint needs {', '.join(missing)}", where=str(source), hint=hint)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from genai_bundle.builder.safetensors import StoredTensor
-from genai_bundle.builder.tensors import FLOATS, Rows, WeightTensor, checkpoint_tensor, stored_array
+from genai_bundle.builder.tensors import FLOATS, DerivedTensor, Rows, WeightTensor, checkpoint_tensor, stored_array
 from genai_bundle.errors import SourceError
 
 
@@ -34,8 +34,10 @@ class Weight:
 
 def stored_weight(tensor: StoredTensor) -> Weight:
     """One tensor of the checkpoint, as it is. Raises SourceError for a type that cannot be built yet."""
-    array = stored_array(tensor)
     where = f"{tensor.file}: {tensor.name}"
+    if isinstance(tensor, DerivedTensor):
+        return Weight(tensor.name, where, tensor.dtype, tensor.shape, tensor.rows)
+    array = stored_array(tensor)
     return Weight(
         tensor.name, where, tensor.dtype, tensor.shape, lambda part: array[part] if array.ndim else array, tensor
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from genai_bundle.builder.checkpoint import Checkpoint
 from genai_bundle.builder.exporters.conversion import convert
@@ -25,13 +25,15 @@ def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> An
 
     Attention is `eager` here and fused in the exported trace on purpose: a mistake that both share is less likely.
     """
+    arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quiet(), torch.no_grad():
+        if checkpoint.gguf is not None:  # the weights from the file, but not its config, of which a part gets lost
+            arguments |= {
+                "gguf_file": checkpoint.gguf,
+                "config": AutoConfig.from_pretrained(checkpoint.path, **arguments),
+            }
         model = auto.from_pretrained(
-            checkpoint.path,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            trust_remote_code=False,
-            local_files_only=True,
+            checkpoint.path, dtype=torch.float32, attn_implementation="eager", **arguments
         ).eval()
         if checkpoint.changed:
             _change(model, checkpoint)

@@ -40,6 +40,23 @@ Rows = Callable[[slice], NDArray[Any]]
 """A part of a tensor along its first axis, in the type in which it is stored; the whole of a scalar."""
 
 
+class DerivedTensor(StoredTensor):
+    """A tensor that is no byte range of its file but made from some when it is read: decoded, turned or joined."""
+
+    __slots__ = ("rows",)
+
+    rows: Rows
+
+    def __init__(self, name: str, file: str, dtype: str, shape: tuple[int, ...], rows: Rows) -> None:
+        for key, value in (("name", name), ("file", file), ("dtype", dtype), ("shape", shape), ("rows", rows)):
+            object.__setattr__(self, key, value)  # the base is frozen
+
+    @property
+    def data(self) -> memoryview:
+        """All of it, made anew each time."""
+        return np.ascontiguousarray(self.rows(slice(None))).reshape(-1).view(np.uint8).data
+
+
 class WeightTensor(ir.LazyTensor):
     """A weight as float32, the type that exported graphs compute with, made from what the checkpoint holds.
 

@@ -16,6 +16,7 @@ Examples:
   genai-bundle build checkpoint/ -o model.genai --name my-model --license Apache-2.0
   genai-bundle build checkpoint/ -o small.genai --quantize int4
   genai-bundle build checkpoint/ -o small.genai --quantize int4 --quantize-override "lm_head*=int8"
+  genai-bundle build llama-3.2-1b-Q8_0.gguf -o llama.genai
   genai-bundle build recipe.yaml -o vad.genai
 """
 
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 def build(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A checkpoint folder (with config.json) or a recipe (.yaml).")
+        Path, typer.Argument(metavar="SRC", help="A checkpoint folder (with config.json), a GGUF file or a recipe.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The .genai file to write.")],
     name: Annotated[
@@ -61,7 +62,8 @@ def build(
 ) -> None:
     """Build a bundle, prove it against its source, and only then write it.
 
-    A checkpoint is exported with PyTorch (extra `build`); a recipe names graphs that exist and needs none.
+    A checkpoint is exported with PyTorch (extra `build`), and so is what a GGUF file holds (extra `gguf`); a recipe
+    names graphs that exist and needs none.
     """
     from genai_bundle.builder.build import build as run_build
     from genai_bundle.builder.options import BuildOptions

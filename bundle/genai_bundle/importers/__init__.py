@@ -4,7 +4,8 @@
 LAYOUT: what to call it, as in "this is ...";
 recognises(path) -> bool: quick, from names and small files only; two layouts never recognise the same path;
 assemble(path, options, tell) -> Assembled: reads the source, runs its graphs in a plain loop of its own (`proof`) and
-writes what they gave into the manifest's `tests`.
+writes what they gave into the manifest's `tests`. A layout that holds weights and no graphs has
+build(path, target, options, tell) -> the bundle's id instead: it makes a `Checkpoint` and hands it to the builder.
 
 `finish` writes what was assembled, and proves it: the finished file must give what the source gave before it gets its
 name. Foreign configurations are read through `foreign`, which knows which keys nobody asked for.
