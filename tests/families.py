@@ -92,7 +92,7 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "llama-llama3-rope": causal("Llama", rope_parameters=LLAMA3, tie_word_embeddings=True),
     "llama-yarn": causal("Llama", rope_parameters=YARN, attention_bias=True),
     "llama-dynamic-rope": causal("Llama", rope_parameters=DYNAMIC, max_position_embeddings=48),
-    "mistral": causal("Mistral", sliding_window=WINDOW),
+    "mistral": causal("Mistral", sliding_window=40),
     "qwen2": causal("Qwen2"),
     "qwen2-window": causal("Qwen2", use_sliding_window=True, sliding_window=WINDOW, layer_types=MIXED),
     "qwen3": causal("Qwen3", head_dim=16, tie_word_embeddings=True),

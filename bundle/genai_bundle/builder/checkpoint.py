@@ -21,6 +21,12 @@ from genai_bundle.errors import SourceError
 Json = Any
 
 
+UNLIMITED = 2**31 - 1
+"""The context of a model whose config states none: as many tokens as a 32-bit length counts."""
+
+_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What the folder says. `tensors` are views of mappings; nothing large is in memory."""
@@ -82,12 +88,19 @@ def text_config(config: Mapping[str, Json]) -> Mapping[str, Json]:
 
 
 def _context(config: Mapping[str, Json]) -> int:
-    length = text_config(config).get("max_position_embeddings")
+    """The length that the config states, under the name that the family gives it; a model without one has no limit."""
+    text = text_config(config)
+    key = next((name for name in _LENGTHS if text.get(name) is not None), None)
+    if key is None:
+        return UNLIMITED
+    length = text[key]
     if type(length) is not int or length < 1:
         raise SourceError(
-            f"max_position_embeddings is {length!r}, expected the model's context as a number of tokens",
-            where="config.json",
+            f"{key} is {length!r}, expected the model's context as a number of tokens", where="config.json"
         )
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) == "dynamic":
+        return int(length * _number(rope, "factor", 1.0, "config.json"))  # this one stretches beyond its first length
     return length
 
 
@@ -108,12 +121,12 @@ def generation_defaults(config: Mapping[str, Json]) -> dict[str, Json]:
     return found
 
 
-def _number(config: Mapping[str, Json], key: str, default: float) -> float:
+def _number(config: Mapping[str, Json], key: str, default: float, where: str = "generation_config.json") -> float:
     value = config.get(key)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise SourceError(f"{key} is {value!r}, expected a number", where="generation_config.json")
+        raise SourceError(f"{key} is {value!r}, expected a number", where=where)
     return value
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The golden vectors of a checkpoint's bundle: which prompts are asked, and how much of each answer is promised."""
+"""The golden vectors of a checkpoint's bundle: which prompts are asked, and how much of each answer is promised.
+
+And what is asked for the proof alone: texts that go beyond an attention window, and positions at the context's end.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
-from genai_bundle.builder.checkpoint import Checkpoint
+from genai_bundle.builder.checkpoint import UNLIMITED, Checkpoint, text_config
 from genai_bundle.builder.parity import TOLERANCE
-from genai_bundle.builder.reference import Golden, reference_ids
+from genai_bundle.builder.reference import Golden, Question, reference_ids
 from genai_bundle.errors import SourceError
 
 PROMPTS = ("Once upon a time", "The capital of France is", "1, 2, 3, 4, 5,")
 """A story, a fact, a pattern. Of different length, so that a batch of two needs padding."""
 
 CHAT = ({"role": "user", "content": "What is the capital of France?"},)
+
+_BEYOND = 8
+"""Tokens of a prompt that must lie beyond a window."""
 
 MARGIN = 2 * TOLERANCE
 """A golden token must lead by this much: two logits may each be off by TOLERANCE without changing it."""
@@ -58,6 +65,52 @@ def golden_prompts(checkpoint: Checkpoint, steps: int) -> list[Prompt]:
     if not usable:
         raise SourceError(f"gives no tokens for {PROMPTS[0]!r} that fit the context", where="tokenizer.json")
     return usable
+
+
+def window(config: Mapping[str, Any]) -> int | None:
+    """The longest window of tokens that a layer of the model looks at, None where all layers see the whole text."""
+    text = text_config(config)
+    lengths = [text.get("sliding_window") if text.get("use_sliding_window", True) else None]
+    lengths.append(text.get("attention_chunk_size"))
+    return max((length for length in lengths if type(length) is int and length > 0), default=None)
+
+
+def turn(config: Mapping[str, Any]) -> int | None:
+    """The length of a text at which the model's rotary embedding changes all of its frequencies, if it does so."""
+    text = text_config(config)
+    found = [text.get(key) for key in ("rope_parameters", "rope_scaling")]
+    found += [inner for outer in found if isinstance(outer, Mapping) for inner in outer.values()]
+    for rope in [rope for rope in found if isinstance(rope, Mapping)]:
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind == "dynamic":
+            return int(text["max_position_embeddings"])
+        if kind in ("longrope", "su"):
+            places = (rope, text)
+            keys = ("original_max_position_embeddings", "max_position_embeddings")
+            return next((place[key] for key in keys for place in places if type(place.get(key)) is int), None)
+    return None
+
+
+def questions(checkpoint: Checkpoint, prompts: Sequence[Prompt], steps: int) -> dict[str, Question]:
+    """What is asked for the proof alone, by the name of the check.
+
+    A text beyond the longest window, where no prompt with its steps is one; a prompt at the context's last positions;
+    and one that passes the length at which frequencies change, step by step.
+    """
+    ids = max((prompt.ids for prompt in prompts), key=len)
+    room = checkpoint.context - steps - len(ids)
+    found = {}
+    span, change = window(checkpoint.config), turn(checkpoint.config)
+    if span is not None and len(ids) < span + _BEYOND and span < checkpoint.context - steps:
+        count = min(span + 2 * _BEYOND, checkpoint.context - steps)
+        # Of the model's own vocabulary, without order: in a text that repeats itself a window would hide less.
+        text = np.random.default_rng(7).integers(checkpoint.text.largest_id + 1, size=count).tolist()
+        found["a text beyond the attention window"] = Question(text, known=_BEYOND)
+    if checkpoint.context < UNLIMITED and room > 0:
+        found["last positions of the context"] = Question(ids, offset=room)
+    if change is not None and len(ids) < change <= room:
+        found["across the change of rotary frequencies"] = Question(ids, offset=change - len(ids) - steps // 2)
+    return found
 
 
 def golden_tests(prompts: Sequence[Prompt], goldens: Sequence[Golden], eos: Sequence[int]) -> list[dict[str, Any]]:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import onnx
 
-from genai_bundle.builder.parity import Array, Decoder, Golden, check_decoder
+from genai_bundle.builder.parity import Array, Cache, Decoder, Golden, check_decoder
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import ProofError, SourceError, UsageError
 from genai_bundle.manifest import Manifest
+from genai_bundle.ports import match_ports
 from genai_runner import load
 from genai_runner.backends.base import LoadOptions, available_cores, find_backend
 from genai_runner.pipeline import Pipeline
@@ -55,11 +56,14 @@ def prove_tests(path: Path, backend: str | None = None) -> list[str]:
     return proved
 
 
-def prove_decoder(path: Path, graph: str, goldens: Sequence[Golden], backend: str | None = None) -> dict[str, float]:
+def prove_decoder(
+    path: Path, graph: str, goldens: Sequence[Golden], backend: str | None = None, turn: int | None = None
+) -> dict[str, float]:
     """Compare the logits of the decoder `graph` with the reference, in every way that `parity.check_decoder` knows.
 
     Args:
         backend: None for what a build proves, every form on its own backend; else the portable graph on this backend.
+        turn: see `parity.check_decoder`.
 
     Returns:
         The largest difference of a logit, by variant.
@@ -74,7 +78,7 @@ def prove_decoder(path: Path, graph: str, goldens: Sequence[Golden], backend: st
             continue
         with pipeline:
             try:
-                found[variant] = check_decoder(_decoder(pipeline, graph, variant, goldens), goldens)
+                found[variant] = check_decoder(_decoder(pipeline, graph, variant, goldens), goldens, turn)
             except ProofError as error:
                 raise ProofError(error.message, where=f"variant '{variant}', {error.where}", hint=error.hint) from error
     return found
@@ -149,17 +153,20 @@ def _decoder(pipeline: Pipeline, graph: str, variant: str, goldens: Sequence[Gol
     entry = manifest.graphs[graph]
     chosen = next((one for one in entry.variants if one.name == variant), None)
     ports = pipeline.bundle.ports(chosen.file if chosen else entry.file)
-    shared = False
+    caches, shared = [], False
     for name, state in manifest.state.items():
-        if state.graph == graph:
-            changes = chosen.state.get(name, {}) if chosen else {}
-            shared = shared or state.override(changes).update == "shared"
+        if state.graph != graph:
+            continue
+        found = state.override(chosen.state.get(name, {}) if chosen else {})
+        shared = shared or found.update == "shared"
+        for past, present in match_ports(found.ports, ports).items():
+            dims = tuple(dim if isinstance(dim, int) else 0 for dim in ports.inputs[past].dims)
+            caches.append(Cache(past, present, dims, found.axis if found.update in ("append", "shared") else None))
     loaded = pipeline.graph(graph)
 
     def run(feeds: Mapping[str, Array], want: Sequence[str], into: Mapping[str, Array]) -> Mapping[str, Array]:
         outputs: Mapping[str, Array] = loaded.run(feeds, want, into=into)
         return outputs
 
-    shapes = [(keys.shape[0], keys.shape[2]) for keys in goldens[0].keys]
     longest = max(len(golden.text) for golden in goldens) + 1
-    return Decoder(run, list(ports.inputs), shapes, max(_CHECKED, longest) if shared else None)
+    return Decoder(run, list(ports.inputs), caches, max(_CHECKED, longest) if shared else None)

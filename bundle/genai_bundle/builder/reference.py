@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,29 @@ from transformers import AutoTokenizer, DynamicCache
 
 from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint
 from genai_bundle.builder.exporters.quiet import quiet
+from genai_bundle.builder.parity import CHUNK
 from genai_bundle.builder.source_model import source_model
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Question:
+    """A text to continue: token ids, the position that the first of them is said to have, and of how many of the last
+    of them the logits are wanted, None for all."""
+
+    ids: Sequence[int]
+    offset: int = 0
+    known: int | None = None
+
+
+@dataclass(frozen=True)
 class Golden:
     """One greedy continuation.
 
-    `ids` are the prompt's tokens, `tokens` the new ones. `logits` f32[len(ids) + len(tokens) - 1, vocabulary]: row i is
-    the prediction after i + 1 tokens of `ids + tokens`. `keys` and `values` hold, for each layer, f32[heads,
-    len(logits), head_size].
+    `ids` are the prompt's tokens, `tokens` the new ones, `offset` the first position. `logits` f32[known + len(tokens)
+    - 1, vocabulary] begin with the prediction of the first of the last `known` tokens of the prompt. `keys` and
+    `values` hold, for each layer, f32[heads, length, head_size]; nothing where only a part of the logits is known.
     """
 
     ids: tuple[int, ...]
@@ -35,6 +47,11 @@ class Golden:
     logits: Array
     keys: tuple[Array, ...]
     values: tuple[Array, ...]
+    offset: int = 0
+
+    @property
+    def known(self) -> int:
+        return len(self.logits) - len(self.tokens) + 1
 
     @property
     def text(self) -> tuple[int, ...]:
@@ -43,7 +60,7 @@ class Golden:
 
     def sure(self, margin: float) -> int:
         """How many new tokens lead the second candidate by more than `margin`, before the first that does not."""
-        rows = self.logits[len(self.ids) - 1 :]
+        rows = self.logits[self.known - 1 :]
         best = np.partition(rows, -2, axis=-1)[:, -2:]
         unsure = np.flatnonzero(best[:, 1] - best[:, 0] <= margin)
         return int(unsure[0]) if unsure.size else len(self.tokens)
@@ -55,21 +72,37 @@ class Reference:
     def __init__(self, source: Path | Checkpoint) -> None:
         self._model: Any = source_model(read_checkpoint(source) if isinstance(source, Path) else source)
 
-    def greedy(self, ids: Sequence[int], steps: int) -> Golden:
-        """Continue `ids` by `steps` tokens, one cached step each, not stopping at an end-of-text token."""
-        cache = DynamicCache(config=self._model.config)
-        rows: list[Array] = []
-        tokens: list[int] = []
-        feed = list(ids)
-        with torch.no_grad():
-            for _ in range(steps):
-                output = self._model(input_ids=torch.tensor([feed]), past_key_values=cache, use_cache=True)
-                rows.append(output.logits[0].float().numpy())
-                feed = [int(rows[-1][-1].argmax())]
-                tokens += feed
-        keys = tuple(layer.keys[0].float().numpy() for layer in cache.layers)
-        values = tuple(layer.values[0].float().numpy() for layer in cache.layers)
-        return Golden(tuple(ids), tuple(tokens), np.concatenate(rows), keys, values)
+    def greedy(self, question: Question, steps: int) -> Golden:
+        """Continue a text by `steps` tokens, one cached step each, not stopping at an end-of-text token."""
+        ids, known = list(question.ids), question.known or len(question.ids)
+        begin = len(ids) - known
+        with torch.no_grad(), quiet():
+            self._run([0], 0, 0, 1, DynamicCache(config=self._model.config))  # forgets how long earlier texts were
+            cache = DynamicCache(config=self._model.config)
+            for start in range(0, begin, CHUNK):
+                self._run(ids[start : min(start + CHUNK, begin)], start, question.offset, 1, cache)
+            rows = [self._run(ids[begin:], begin, question.offset, known, cache)]
+            tokens = [int(rows[-1][-1].argmax())]
+            while len(tokens) < steps:
+                rows.append(self._run(tokens[-1:], len(ids) + len(tokens) - 1, question.offset, 1, cache))
+                tokens.append(int(rows[-1][-1].argmax()))
+        keys, values = (), ()
+        if not begin:
+            keys = tuple(layer.keys[0].float().numpy() for layer in cache.layers)
+            values = tuple(layer.values[0].float().numpy() for layer in cache.layers)
+        return Golden(tuple(ids), tuple(tokens), np.concatenate(rows), keys, values, question.offset)
+
+    def _run(self, ids: list[int], held: int, offset: int, keep: int, cache: Any) -> Array:
+        """The last `keep` logits of `ids` after `held` tokens."""
+        parameters = inspect.signature(self._model.forward).parameters
+        name = "cache" if "cache" in parameters else "past_key_values"
+        arguments: dict[str, Any] = {"input_ids": torch.tensor([ids]), name: cache, "use_cache": True}
+        if offset:
+            arguments["position_ids"] = torch.arange(held, held + len(ids))[None] + offset
+        if "logits_to_keep" in parameters:
+            arguments["logits_to_keep"] = keep
+        logits: Array = self._model(**arguments).logits[0, -keep:].float().numpy()
+        return logits
 
 
 def reference_name() -> str:
@@ -90,7 +123,10 @@ def reference_ids(path: Path, prompt: Mapping[str, Any]) -> list[int] | None:
         return None
 
 
-def reference_greedy(source: Path | Checkpoint, prompts: Sequence[Sequence[int]], steps: int) -> list[Golden]:
-    """Golden continuations of several prompts of token ids. The model is released afterwards."""
+def reference_greedy(
+    source: Path | Checkpoint, prompts: Sequence[Sequence[int] | Question], steps: int
+) -> list[Golden]:
+    """Golden continuations of several prompts, given as token ids or as questions. The model is released afterwards."""
     reference = Reference(source)
-    return [reference.greedy(ids, steps) for ids in prompts]
+    asked = [prompt if isinstance(prompt, Question) else Question(prompt) for prompt in prompts]
+    return [reference.greedy(question, steps) for question in asked]

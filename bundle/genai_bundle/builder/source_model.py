@@ -35,6 +35,8 @@ def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> An
         model = auto.from_pretrained(
             checkpoint.path, dtype=torch.float32, attn_implementation="eager", **arguments
         ).eval()
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation("eager")
         if checkpoint.changed:
             _change(model, checkpoint)
     return model

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genai_bundle.builder.checkpoint import generation_defaults, read_checkpoint
+from genai_bundle.builder.checkpoint import UNLIMITED, generation_defaults, read_checkpoint
 from genai_bundle.errors import SourceError
 
 
@@ -199,9 +199,25 @@ def test_a_config_that_cannot_be_built(folder: Path, changes: dict[str, Any], me
         read_checkpoint(folder)
 
 
-def test_the_context_must_be_stated(folder: Path) -> None:
-    edit(folder / "config.json", max_position_embeddings=None)
-    with pytest.raises(SourceError, match="max_position_embeddings is None"):
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"n_positions": 32}, 32),
+        ({"n_ctx": 48}, 48),
+        ({"text_config": {"vocab_size": 300, "max_position_embeddings": 16}}, 16),
+        ({}, UNLIMITED),
+        ({"max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 2.5}}, 160),
+        ({"max_position_embeddings": 64, "rope_parameters": {"rope_type": "yarn", "factor": 2.5}}, 64),
+    ],
+)
+def test_the_context_by_the_names_that_families_give_it(folder: Path, config: dict[str, Any], context: int) -> None:
+    edit(folder / "config.json", **({"max_position_embeddings": None} | config))
+    assert read_checkpoint(folder).context == context
+
+
+def test_a_context_that_is_none(folder: Path) -> None:
+    edit(folder / "config.json", max_position_embeddings="long")
+    with pytest.raises(SourceError, match="max_position_embeddings is 'long'"):
         read_checkpoint(folder)
 
 

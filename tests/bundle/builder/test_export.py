@@ -18,7 +18,7 @@ pytestmark = pytest.mark.torch
 optional("onnx_ir", "torch")
 
 from genai_bundle.builder.checkpoint import read_checkpoint  # noqa: E402
-from genai_bundle.builder.parity import Decoder, check_decoder  # noqa: E402
+from genai_bundle.builder.parity import Decoder, check_decoder, kv_caches  # noqa: E402
 from genai_bundle.errors import SourceError  # noqa: E402
 
 MakeModel = Callable[..., Path]
@@ -89,12 +89,12 @@ def test_weights_are_the_checkpoints_own(tiny: Path, tiny_export: Any) -> None:
 
 def test_computes_what_the_model_computes(tiny_export: Any, tiny_goldens: Any, session_run: Any) -> None:
     run, ports = session_run(tiny_export.graphs["decoder"])
-    assert check_decoder(Decoder(run, ports, [(2, 8)] * 2, None), tiny_goldens) < 1e-4
+    assert check_decoder(Decoder(run, ports, kv_caches([(2, 8)] * 2), None), tiny_goldens) < 1e-4
 
 
 def test_the_last_logits(tiny_export: Any, tiny_goldens: Any, session_run: Any) -> None:
     run, ports = session_run(tiny_export.graphs["decoder"])
-    decoder = Decoder(run, ports, [(2, 8)] * 2, None)
+    decoder = Decoder(run, ports, kv_caches([(2, 8)] * 2), None)
     golden = tiny_goldens[2]
     for asked, given in ((1, 1), (3, 3), (0, 19), (100, 19)):
         decoder.reset(1)
@@ -135,13 +135,13 @@ def test_other_shapes_of_the_family(make_model: MakeModel, session_run: Any, con
     path = make_model(**config)
     goldens = reference_greedy(path, [[1, 9], list(range(20, 60))], 18)
     portable = export(path).graphs["decoder"]
-    shapes = [(config["num_key_value_heads"], 8)] * 2
+    caches = kv_caches([(config["num_key_value_heads"], 8)] * 2)
     run, ports = session_run(portable)
-    assert check_decoder(Decoder(run, ports, shapes, None), goldens) < 1e-4
+    assert check_decoder(Decoder(run, ports, caches, None), goldens) < 1e-4
     variant, reason = make_variant(portable)
     assert reason == ""
     run, ports = session_run(variant)
-    assert check_decoder(Decoder(run, ports, shapes, 70), goldens) < 1e-4
+    assert check_decoder(Decoder(run, ports, caches, 70), goldens) < 1e-4
 
 
 def change_config(source: Path, target: Path, **changes: Any) -> Path:

@@ -14,7 +14,7 @@ from conftest import optional
 pytestmark = pytest.mark.torch
 ir = optional("onnx_ir", "torch")
 
-from genai_bundle.builder.parity import Decoder, check_decoder  # noqa: E402
+from genai_bundle.builder.parity import Decoder, check_decoder, kv_caches  # noqa: E402
 from genai_bundle.builder.variants.ort_gqa import make_variant  # noqa: E402
 from genai_bundle.errors import ProofError  # noqa: E402
 
@@ -76,7 +76,7 @@ def test_weights_are_the_very_same(tiny_export: Any, variant: Any) -> None:
 def test_computes_what_the_model_computes(variant: Any, tiny_goldens: Any, session_run: Any, capacity: int) -> None:
     """In buffers of any length that holds the tokens; rows of different length padded on the right."""
     run, ports = session_run(variant)
-    assert check_decoder(Decoder(run, ports, [(2, 8)] * 2, capacity), tiny_goldens) < 1e-4
+    assert check_decoder(Decoder(run, ports, kv_caches([(2, 8)] * 2), capacity), tiny_goldens) < 1e-4
 
 
 def test_a_wrong_scale_is_found_and_located(variant: Any, tiny_goldens: Any, session_run: Any) -> None:
@@ -86,7 +86,7 @@ def test_a_wrong_scale_is_found_and_located(variant: Any, tiny_goldens: Any, ses
     with pytest.raises(
         ProofError, match=r"prefill.* differs from the model by .*first cache that differs is present\.1\.key"
     ):
-        check_decoder(Decoder(run, ports, [(2, 8)] * 2, 64), tiny_goldens)
+        check_decoder(Decoder(run, ports, kv_caches([(2, 8)] * 2), 64), tiny_goldens)
 
 
 def test_a_mask_with_more_in_it_has_no_variant(portable: Any) -> None:
@@ -151,4 +151,4 @@ def test_a_graph_without_a_fold_for_its_result_keeps_it(portable: Any, tiny_gold
     model, reason = make_variant(portable)
     assert reason == ""
     run, ports = session_run(model)
-    assert check_decoder(Decoder(run, ports, [(2, 8)] * 2, 64), tiny_goldens) < 1e-4
+    assert check_decoder(Decoder(run, ports, kv_caches([(2, 8)] * 2), 64), tiny_goldens) < 1e-4

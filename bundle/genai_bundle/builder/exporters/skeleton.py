@@ -7,14 +7,17 @@ exporter's optimiser cannot fold, merge or transpose a weight into a second copy
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from genai_bundle.errors import SourceError
 
@@ -34,7 +37,18 @@ def construct(path: Path, auto: Any = AutoModelForCausalLM) -> Any:
     if model._can_set_experts_implementation():
         model.set_experts_implementation("batched_mm")  # gathers weights by index; the others unroll the experts
     model.tie_weights()
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            module.forward = MethodType(_dynamic_rotation, module)
     return model
+
+
+def _dynamic_rotation(module: Any, x: Any, position_ids: Any) -> Any:
+    """The frequencies as a function of the text's length. transformers branches on it, which no graph can follow."""
+    make = ROPE_INIT_FUNCTIONS[module.rope_type]
+    frequencies, module.attention_scaling = make(module.config, x.device, seq_len=torch.max(position_ids) + 1)
+    module.inv_freq.copy_(frequencies)
+    return inspect.unwrap(type(module).forward)(module, x, position_ids)
 
 
 def _construct(config: Any, auto: Any) -> Any:

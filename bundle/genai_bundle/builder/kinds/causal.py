@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genai_bundle.builder.checkpoint import Checkpoint, text_config
+from genai_bundle.builder.checkpoint import Checkpoint
 from genai_bundle.builder.kinds import Evidence
 from genai_bundle.builder.parity import TOLERANCE
-from genai_bundle.errors import SourceError
 
 if TYPE_CHECKING:
     from genai_bundle.builder.exporters import Export
@@ -35,23 +34,23 @@ def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
 
 
 def ask(checkpoint: Checkpoint) -> Evidence:
-    from genai_bundle.builder.golden import golden_prompts, golden_tests
+    from genai_bundle.builder.golden import golden_prompts, golden_tests, questions, turn
     from genai_bundle.builder.prove import prove_decoder
     from genai_bundle.builder.reference import reference_greedy, reference_name
 
     prompts = golden_prompts(checkpoint, STEPS)
-    _check_window(checkpoint, max(len(prompt.ids) for prompt in prompts) + STEPS - 1)  # the last token is never run
-    goldens = reference_greedy(checkpoint, [prompt.ids for prompt in prompts], STEPS)
-    tests = golden_tests(prompts, goldens, checkpoint.text.eos)
+    more = questions(checkpoint, prompts, STEPS)
+    goldens = reference_greedy(checkpoint, [*(prompt.ids for prompt in prompts), *more.values()], STEPS)
+    tests = golden_tests(prompts, goldens[: len(prompts)], checkpoint.text.eos)
     proof = {
         "reference": reference_name(),
         "steps": STEPS,
         "max_abs": TOLERANCE,
-        "checks": ["prefill", "cached steps", "pieces", "padded batch of two", "greedy tokens"],
+        "checks": ["prefill", "cached steps", "pieces", "padded batch of two", *more, "greedy tokens"],
     }
 
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
-        return prove_decoder(path, "decoder", goldens, backend)
+        return prove_decoder(path, "decoder", goldens, backend, turn(checkpoint.config))
 
     return Evidence(tests, proof, prove)
 
@@ -108,14 +107,3 @@ def _steps(chat: bool, *, variant: bool) -> list[dict[str, Any]]:
     step = {"run": "decoder", "in": feeds, "with": {"num_logits": 1}, "out": {"logits": "logits"}}
     emit = {"tokens": "token", "text": "text.decode@1"}
     return [begin, {"generate": {"carry": {"ids": "token"}, "do": [step], "logits": "logits", "emit": emit}}]
-
-
-def _check_window(checkpoint: Checkpoint, proved: int) -> None:
-    """A window shows only beyond its length; exporters get it silently wrong, so an unproved one is refused."""
-    config = text_config(checkpoint.config)
-    window = config.get("sliding_window")
-    if config.get("use_sliding_window", True) and type(window) is int and proved <= window < checkpoint.context:
-        raise SourceError(
-            f"sliding_window is {window}, but the proof covers {proved} tokens", where="config.json",
-            hint="Models with a longer attention window cannot be built yet",
-        )  # fmt: skip
