@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 
@@ -74,6 +74,28 @@ def causal(name: str, **config: Any) -> Callable[[Path], None]:
     return make
 
 
+def seq2seq(name: str, generation: dict[str, Any], **config: Any) -> Callable[[Path], None]:
+    """A maker of an encoder-decoder, with a byte tokenizer that ends a text with </s>."""
+
+    def make(path: Path) -> None:
+        import transformers
+
+        ids = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+        made = getattr(transformers, f"{name}Config")(**({"vocab_size": 260} | ids | config))
+        save(transformers.AutoModelForSeq2SeqLM.from_config(made), path)
+        write_json(path / "generation_config.json", ids | generation)
+        write_text_files(path)
+        tokenizer = byte_tokenizer()
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+        tokenizer.save(str(path / "tokenizer.json"))
+
+    return make
+
+
+TWO_SIDES: dict[str, Any] = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 40,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
 MIXED = ["sliding_attention", "full_attention"]
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -118,5 +140,18 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
         n_group=2, topk_group=1, moe_intermediate_size=24, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
         qk_nope_head_dim=16,
         v_head_dim=12, num_key_value_heads=4, rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "t5": seq2seq(
+        "T5", {"max_length": 40}, d_model=32, d_kv=12, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=4,
+        relative_attention_num_buckets=8, relative_attention_max_distance=16,
+    ),
+    "t5-gated": seq2seq(
+        "T5", {"min_length": 6, "num_beams": 4}, d_model=32, d_kv=12, d_ff=48, num_layers=2, num_heads=4,
+        relative_attention_num_buckets=8, relative_attention_max_distance=16, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    ),
+    "bart": seq2seq("Bart", {"forced_bos_token_id": 1, "no_repeat_ngram_size": 3}, **TWO_SIDES),
+    "marian": seq2seq(
+        "Marian", {"bad_words_ids": [[0]], "num_beams": 6}, **TWO_SIDES, decoder_vocab_size=260, scale_embedding=True
     ),
 }  # fmt: skip

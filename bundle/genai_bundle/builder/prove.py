@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 
+from genai_bundle.builder.closeness import LoadedGraph
 from genai_bundle.builder.parity import Array, Cache, Decoder, Golden, check_decoder
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import ProofError, SourceError, UsageError
@@ -119,6 +120,42 @@ def source_graph(file: Path) -> Callable[[Mapping[str, Array]], Mapping[str, Arr
             raise fail(error) from error
 
     return run
+
+
+def prove_graphs(
+    path: Path, check: Callable[[Mapping[str, LoadedGraph]], float], backend: str | None = None
+) -> dict[str, float]:
+    """Let `check` compare a bundle's graphs, given by name, with the reference, in every form as `prove_decoder` does.
+
+    Returns:
+        The largest difference by variant.
+
+    Raises:
+        ProofError: the check's own, with the variant named.
+    """
+    found = {}
+    for variant, engine, device in forms(_manifest(path), backend):
+        pipeline = _load(path, variant, engine, device)
+        if pipeline is None:
+            continue
+        with pipeline:
+            try:
+                found[variant] = check({name: _graph(pipeline, name, variant) for name in pipeline.manifest.graphs})
+            except ProofError as error:
+                raise ProofError(error.message, where=f"variant '{variant}', {error.where}", hint=error.hint) from error
+    return found
+
+
+def _graph(pipeline: Pipeline, name: str, variant: str) -> LoadedGraph:
+    entry = pipeline.manifest.graphs[name]
+    ports = pipeline.bundle.ports(next((one.file for one in entry.variants if one.name == variant), entry.file))
+    loaded = pipeline.graph(name)
+
+    def execute(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        outputs = loaded.run(feeds, list(ports.outputs))
+        return {port: loaded.array(tensor) for port, tensor in outputs.items()}
+
+    return LoadedGraph({port.name: port.dims for port in ports.inputs.values()}, tuple(ports.outputs), execute)
 
 
 def _manifest(path: Path) -> Manifest:

@@ -72,6 +72,40 @@ def simplify_padding_mask(model: ir.Model, mask: str) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
+def state_lengths(model: ir.Model) -> None:
+    """Write the length that is known where a reshape says -1: of no elements, an axis of length 0 beside it, none can
+    be inferred.
+    """
+    graph = model.graph
+    for reshape in [node for node in graph if node.op_type == "Reshape"]:
+        wanted, out = reshape.inputs[1], reshape.outputs[0].shape
+        joined = wanted.producer() if wanted is not None else None
+        if joined is None or joined.op_type != "Concat" or out is None or len(joined.inputs) != len(out):
+            continue
+        for index, (part, length) in enumerate(zip(joined.inputs, out, strict=True)):
+            known = part.const_value.numpy().tolist() if part is not None and part.const_value is not None else None
+            if known == [-1] and isinstance(length, int):
+                joined.replace_input_with(index, constant(graph, [length], f"length.{length}"))
+
+
+def spread_input(model: ir.Model, port: str, like: str) -> None:
+    """Let the input `port`, of the shape of the input `like`, have the length 1 on axis 1: one value for all places.
+
+    A mask of a text without padding is ones, as many as there are tokens; a manifest can state one, but no number of
+    them that a request decides.
+    """
+    graph = model.graph
+    value, size = _port(graph, port), ir.node("Shape", [_port(graph, like)])
+    node = ir.node("Expand", [value, size.outputs[0]])
+    node.outputs[0].shape, node.outputs[0].type = _port(graph, like).shape, value.type
+    for made in (node, size):
+        made.metadata_props[_SCOPES] = repr(["", port, ""])
+        graph.insert_before(graph[0], made)
+    ir.convenience.replace_all_uses_with(value, node.outputs[0])
+    node.replace_input_with(0, value)
+    value.shape = ir.Shape([*(value.shape or [])[:1], f"{like}_or_1"])
+
+
 def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
     """Rename symbolic axes. One that is not in `names` becomes anonymous: a tracer's counter says nothing."""
 

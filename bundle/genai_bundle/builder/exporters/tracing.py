@@ -7,11 +7,15 @@ the graph, and nothing that leaves here is believed before `builder.prove` has c
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+import torch
 from onnxscript import optimizer
 from onnxscript.rewriter import onnx_fusions
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
@@ -20,6 +24,7 @@ from genai_bundle.builder.checkpoint import Checkpoint
 from genai_bundle.builder.exporters.conversion import convert
 from genai_bundle.builder.exporters.skeleton import dynamic_axes, fake_parameters, parameter_names
 from genai_bundle.builder.lazy import Weight, graph_tensor, same_values
+from genai_bundle.builder.tensors import WeightTensor
 from genai_bundle.errors import SourceError
 
 OPSET = 23
@@ -83,6 +88,10 @@ def _match(model: Any, held: Mapping[str, Weight], files: str) -> dict[str, ir.T
     stored = {name: tuple(value.shape) for name, value in model.named_buffers() if name in held}
     for name, shape in (shapes | stored).items():
         weight = next((held[other] for other in [name, *groups.get(name, [])] if other in held), None)
+        computed = _computed(model, name) if weight is None else None
+        if computed is not None:
+            found[name] = computed
+            continue
         if weight is None:
             raise SourceError(
                 f"the model needs the tensor '{name}', which the checkpoint lacks", where=files,
@@ -94,6 +103,26 @@ def _match(model: Any, held: Mapping[str, Weight], files: str) -> dict[str, ir.T
             )
         found[name] = graph_tensor(weight)
     return found
+
+
+def _computed(model: Any, name: str) -> WeightTensor | None:
+    """A parameter that no checkpoint of the family stores, for the model's code computes it: a table of sines."""
+    if not any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_missing or []):
+        return None
+    path, _, last = name.rpartition(".")
+    made = []
+    for _ in range(2):
+        module = copy.copy(model.get_submodule(path))  # with parameters of its own, in real memory
+        module._parameters = {
+            key: torch.nn.Parameter(torch.empty(value.shape), requires_grad=False)
+            for key, value in module._parameters.items()
+            if value is not None
+        }
+        model._init_weights(module)
+        made.append(module.get_parameter(last).detach().numpy())
+    if not np.array_equal(*made):
+        return None  # drawn at random, so not what the model was trained with
+    return WeightTensor(name, made[0].shape, ir.DataType.FLOAT, lambda part: made[0][part])
 
 
 def _detach_weights(model: ir.Model, weights: Weights) -> None:

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text answered with text: an encoder-decoder that translates, sums up, or does what its prompt says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genai_bundle.builder import generation
+from genai_bundle.builder.checkpoint import Checkpoint
+from genai_bundle.builder.kinds import Evidence
+from genai_bundle.builder.parity import TOLERANCE
+
+if TYPE_CHECKING:
+    from genai_bundle.builder.exporters import Export
+    from genai_bundle.builder.reference_seq2seq import Generated
+    from genai_bundle.writer import Source
+
+STEPS = 24
+"""Cached steps of each answer: more than the 16 that a proof needs."""
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    """An encoder-decoder over one vocabulary or two. Speech and pictures have encoders of another kind."""
+    named = config.get("architectures") or ["ForConditionalGeneration"]
+    return (
+        bool(config.get("is_encoder_decoder"))
+        and "num_mel_bins" not in config
+        and any(str(name).endswith(("ForConditionalGeneration", "MTModel")) for name in named)
+    )
+
+
+def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
+    from genai_bundle.builder.exporters.seq2seq import export_text
+
+    def export(checkpoint: Checkpoint) -> Export:
+        start = len(generation.start_tokens(checkpoint))
+        return generation.with_rules(export_text(checkpoint), generation.rules(checkpoint, start))
+
+    return {"transformers": export}
+
+
+def ask(checkpoint: Checkpoint) -> Evidence:
+    from transformers import AutoModelForSeq2SeqLM
+
+    from genai_bundle.builder import parity_seq2seq
+    from genai_bundle.builder.golden import golden_prompts
+    from genai_bundle.builder.prove import prove_graphs
+    from genai_bundle.builder.reference import reference_name
+    from genai_bundle.builder.reference_seq2seq import EncoderDecoder
+
+    model = EncoderDecoder(checkpoint, AutoModelForSeq2SeqLM)
+    start = generation.start_tokens(checkpoint)
+    answers, tests = [], []
+    for prompt in golden_prompts(checkpoint, STEPS):
+        heard = {"input_ids": np.array(prompt.ids)}
+        answers.append(model.answer(heard, start, STEPS))
+        tests += golden_test(prompt.inputs, model.generate(heard, start, STEPS, **generation.OFF))
+    proof = {
+        "reference": reference_name(),
+        "steps": STEPS,
+        "max_abs": TOLERANCE,
+        "checks": ["hidden states", "prefill", "cached steps", "pieces", "padded batch of two", "greedy tokens"],
+        "left_out": generation.left_out(checkpoint),
+    }
+
+    def prove(path: Path, backend: str | None) -> Mapping[str, float]:
+        return prove_graphs(path, lambda graphs: parity_seq2seq.check(graphs, answers), backend)
+
+    return Evidence(tests, proof, prove)
+
+
+def golden_test(inputs: Mapping[str, Any], generated: Generated) -> list[dict[str, Any]]:
+    """The manifest's test of one request: the tokens up to the first that leads too narrowly; none where that is 0."""
+    from genai_bundle.builder.golden import MARGIN
+
+    tokens = generated.sure(MARGIN)
+    options = {"temperature": 0, "repetition_penalty": 1, "max_tokens": len(tokens), "stop": []}
+    return [{"in": {**inputs, **options}, "out": {"tokens": [tokens]}, "compare": "tokens"}] if tokens else []
+
+
+def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    start = generation.start_tokens(checkpoint)
+    encode = [
+        {"run": "text.encode@1", "in": {"text": "prompt"}, "out": {"ids": "ids"}},
+        {
+            "run": "encoder", "in": {"input_ids": "ids"}, "with": {"attention_mask": [[1]]},
+            "out": {"last_hidden_state": "hidden"},
+        },
+    ]  # fmt: skip
+    prompt = {"type": "text", "description": "The text to answer, in the form that the model was trained on."}
+    return {
+        "task": "text-to-text",
+        "graphs": graphs,
+        "inputs": {"prompt": prompt, "start": start_input(start)},
+        "outputs": {"tokens": {"type": "i64", "dims": [1, "T*"]}, "text": {"type": "text", "dims": ["T*"]}},
+        "state": states(export, checkpoint.config.get("max_position_embeddings")),
+        "steps": [*encode, *answer_steps(export)],
+        "text": {"tokenizer": "tokenizer.json", "eos": list(checkpoint.text.eos)},
+        "generation": generation.defaults(checkpoint, len(start)),
+    }
+
+
+def start_input(start: list[int]) -> dict[str, Any]:
+    return {
+        "type": "i64", "dims": [1, "S"], "default": [start],
+        "description": "The token ids that the answer begins with; they are not in the outputs.",
+    }  # fmt: skip
+
+
+def states(export: Export, capacity: int | None) -> dict[str, Any]:
+    """The export's states; positions that are looked up in a table end with it."""
+    limit = {} if capacity is None else {"capacity": capacity}
+    return {name: {**entry, **(limit if entry["update"] == "append" else {})} for name, entry in export.state.items()}
+
+
+def answer_steps(export: Export) -> list[dict[str, Any]]:
+    """From `hidden` and the first tokens `start` to the answer.
+
+    The first run of the decoder hears the hidden states, every later one none of them: what it needs is in its cache.
+    """
+    width = next(value for value in export.graphs["decoder"].graph.inputs if value.name == "encoder_hidden_states")
+    ports = {value.name for value in export.graphs["decoder"].graph.inputs}
+    feeds = {"input_ids": "start", "encoder_hidden_states": "heard"}
+    if "encoder_attention_mask" in ports:
+        feeds["encoder_attention_mask"] = "cross.mask"
+    do: list[dict[str, Any]] = [
+        {"run": "decoder", "in": feeds, "out": {"logits": "logits"}},
+        {"run": "zeros@1", "with": {"shape": [1, 0, int(width.shape[2])]}, "out": {"y": "nothing"}},
+    ]
+    carry: dict[str, Any] = {"start": "token", "heard": ["hidden", "nothing"]}
+    emit = {"tokens": "token", "text": "text.decode@1"}
+    if "suppress" not in export.graphs:
+        return [{"generate": {"carry": carry, "do": do, "logits": "logits", "emit": emit}}]
+    feeds = {"logits": "logits", "step": "step"}
+    do.append({"run": "suppress", "in": feeds, "out": {"scores": "scores", "next": "next"}})
+    return [
+        {"run": "zeros@1", "with": {"shape": [], "dtype": "i64"}, "out": {"y": "first"}},
+        {"generate": {"carry": {**carry, "step": ["first", "next"]}, "do": do, "logits": "scores", "emit": emit}},
+    ]
+
+
+def members(checkpoint: Checkpoint) -> Mapping[str, Source]:
+    return {"tokenizer.json": checkpoint.text.tokenizer}
