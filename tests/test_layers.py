@@ -19,7 +19,7 @@ READING = [
     {"records", "names", "paths", "layout", "ports", "schemas", "canonical"},
     {"digest", "staging", "archive", "directory", "document", "literals"},
     {"steps", "sections", "signatures", "manifest"},
-    {"container", "sanitize"},
+    {"container", "sanitize", "adapters"},
     {"bundle", "writer"},
     {"flow", "wiring", "check"},
 ]

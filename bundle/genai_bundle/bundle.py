@@ -97,11 +97,13 @@ class Bundle:
         return sanitize(self.view(path), file=path, members=sizes, domains=self._domains(path))
 
     def ports(self, path: str) -> Ports:
-        """The ports of a graph member. Raises GraphError."""
+        """The ports of a graph member; of an adapter's, the tensors that it has for ports. Raises GraphError."""
+        from .adapters import values_of
         from .sanitize import ports_of
 
         if path not in self._ports:  # kept: checks and loading ask for them, and a graph may be megabytes to parse
-            self._ports[path] = ports_of(self.graph(path))
+            model = self.graph(path)
+            self._ports[path] = values_of(model, file=path) if path in self._adapters() else ports_of(model)
         return self._ports[path]
 
     def verify(self, progress: Progress | None = None) -> None:
@@ -184,7 +186,12 @@ class Bundle:
         check.check_manifest(self.manifest)
         files = {graph.file for graph in self.manifest.graphs.values()}
         files |= {variant.file for graph in self.manifest.graphs.values() for variant in graph.variants}
+        files |= self._adapters()
         check.check_graphs(self.manifest, {file: self.ports(file) for file in sorted(files)})
+
+    def _adapters(self) -> set[str]:
+        """The members that hold adapters' tensors."""
+        return {file for adapter in self.manifest.adapters.values() for file in adapter.graphs.values()}
 
     def _domains(self, path: str) -> frozenset[str]:
         """The operator domains that a graph member may use: variants any known one, default graphs what is required."""

@@ -16,7 +16,7 @@ from .layout import is_weights
 from .literals import problem
 from .names import at
 from .ports import placeholders
-from .records import DOCS_FOLDER, OPTION_TYPES, Input, Json, Manifest, Output, State, Test
+from .records import ADAPTER, DOCS_FOLDER, OPTION_TYPES, Input, Json, Manifest, Output, State, Test
 from .sections import parse_generation
 from .wiring import check_graphs
 
@@ -35,10 +35,17 @@ def check_manifest(manifest: Manifest) -> None:
     """Check everything that can be known without reading a member. Raises GrammarError (rules P*)."""
     for name, given in manifest.inputs.items():
         _check_input(name, given)
+        if name == ADAPTER and manifest.adapters:
+            fail("P29", f"{name!r} chooses among the bundle's adapters: no input has this name", f"inputs.{name}")
     for name, state in manifest.state.items():
         _check_state(manifest, name, state)
     for name in manifest.graphs:
         _check_variants(manifest, name)
+    for name, adapter in manifest.adapters.items():
+        for graph in adapter.graphs:
+            if graph not in manifest.graphs:
+                where = at(f"{at('adapters', name)}.graphs", graph)
+                fail("P30", f"no graph named {graph!r}", where, nearest(graph, manifest.graphs))
     _check_files(manifest)
     Flow(manifest).walk()
     used = {step.target for step in runs(manifest.steps)}
@@ -128,6 +135,9 @@ def _named_members(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield graph.file, f"graphs.{name}.file"
         for index, variant in enumerate(graph.variants):
             yield variant.file, f"graphs.{name}.variants[{index}].file"
+    for name, adapter in manifest.adapters.items():
+        for graph_name, file in adapter.graphs.items():
+            yield file, at(f"{at('adapters', name)}.graphs", graph_name)
     if manifest.text is not None:
         yield manifest.text.tokenizer, "text.tokenizer"
         if manifest.text.template is not None:
@@ -146,6 +156,9 @@ def _check_test(manifest: Manifest, test: Test, where: str) -> None:
             _check_value(value, manifest.inputs[name], place)
         elif name in OPTION_TYPES:
             _check_option(name, value, place)
+        elif name == ADAPTER and manifest.adapters:
+            if value not in list(manifest.adapters):
+                fail("P27", f"no adapter named {value!r}", place, nearest(str(value), manifest.adapters))
         else:
             known = (*manifest.inputs, *OPTION_TYPES)
             fail("P27", f"no input or option named {name!r}", place, nearest(name, known))

@@ -16,6 +16,7 @@ from .records import (
     MANIFEST_MEMBER,
     OPTION_TYPES,
     STATE_FIELDS,
+    Adapter,
     Dim,
     Emit,
     FileEntry,
@@ -39,6 +40,7 @@ from .sections import (
     ELEMENT_TYPES,
     INPUT_TYPES,
     OUTPUT_TYPES,
+    parse_adapter,
     parse_files,
     parse_generation,
     parse_graph,
@@ -58,6 +60,7 @@ __all__ = [
     "OPTION_TYPES",
     "OUTPUT_TYPES",
     "STATE_FIELDS",
+    "Adapter",
     "Dim",
     "Emit",
     "FileEntry",
@@ -85,7 +88,7 @@ FEATURES = ("domain:com.microsoft",)
 _REQUIRED = ("format", "name", "files", "graphs", "inputs", "outputs", "steps")
 _OPTIONAL = (
     *("requires", "version", "task", "description", "license", "authors", "source"),
-    *("state", "text", "generation", "tests"),
+    *("adapters", "state", "text", "generation", "tests"),
 )
 
 
@@ -110,6 +113,7 @@ def parse_manifest(raw: bytes) -> Manifest:
         source=_source(top["source"]) if "source" in top else {},
         files=parse_files(top["files"]),
         graphs={name: parse_graph(node) for name, node in top["graphs"].entries().items()},
+        adapters=_adapters(top["adapters"]) if "adapters" in top else {},
         inputs={name: parse_input(node) for name, node in top["inputs"].entries().items()},
         outputs={name: parse_output(node) for name, node in top["outputs"].entries().items()},
         state={name: parse_state(node) for name, node in top["state"].entries().items()} if "state" in top else {},
@@ -151,6 +155,10 @@ def _check_version(top: Node) -> bool:
         if feature.value in top.value["requires"][:index]:
             raise ManifestError(f"{feature.value!r} is listed twice", where=feature.path, rule="M9")
     return minor <= own_minor
+
+
+def _adapters(node: Node) -> dict[str, Adapter]:
+    return {name: parse_adapter(entry) for name, entry in node.entries(WORD).items()}
 
 
 def _source(node: Node) -> dict[str, Json]:

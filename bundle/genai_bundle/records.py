@@ -33,6 +33,9 @@ DOCS_FOLDER = "docs/"
 CHUNK_SIZE = 4 * 1024 * 1024
 """Bytes that one entry of `FileEntry.chunks` covers; the last chunk of a member may be shorter."""
 
+ADAPTER = "adapter"
+"""What a request and a golden vector say before an adapter's name."""
+
 STATE_FIELDS = ("len", "total", "mask", "positions", "last", "capacity")
 """What `state.field` may name; the meaning of each stands in the specification's page on state."""
 
@@ -75,6 +78,14 @@ class GraphEntry:
     file: str
     place: Place = "model"
     variants: tuple[Variant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Values for input ports of graphs, which a request chooses by name. `graphs` {graph: member with the tensors}."""
+
+    graphs: Mapping[str, str]
+    description: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +247,7 @@ class Manifest:
     outputs: Mapping[str, Output]
     steps: tuple[Step, ...]
     state: Mapping[str, State] = field(default_factory=dict)
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
     version: str | None = None
     task: str | None = None

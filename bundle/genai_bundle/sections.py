@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections of a manifest as records: files, graphs, inputs, outputs, state, text, generation, tests.
+"""The sections of a manifest as records: files, graphs, adapters, inputs, outputs, state, text, generation, tests.
 
 What an object may hold is said here and in `schema/v1/manifest.schema.json`, and both must agree.
 """
@@ -16,6 +16,7 @@ from .paths import find_clash
 from .records import (
     CHUNK_SIZE,
     UNLISTED,
+    Adapter,
     Dim,
     FileEntry,
     GraphEntry,
@@ -108,6 +109,14 @@ def _variant(node: Node) -> Variant:
         when={key: word.match(WORD, "a word such as onnxruntime") for key, word in when.items()},
         file=_graph_file(keys["file"]),
         state={state: _override(changes) for state, changes in overrides.items()},
+    )
+
+
+def parse_adapter(node: Node) -> Adapter:
+    keys = node.object(("graphs",), ("description",))
+    return Adapter(
+        graphs={graph: _graph_file(file) for graph, file in keys["graphs"].entries(least=1).items()},
+        description=keys["description"].string() if "description" in keys else None,
     )
 
 

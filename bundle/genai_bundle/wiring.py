@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from .adapters import adapter_ports, check_fit
 from .errors import GraphError
 from .flow import Flow, nearest, runs, states_of
+from .names import at
 from .ports import Port, Ports, match_ports
 from .records import Manifest, Run, State
 
@@ -39,6 +41,7 @@ def check_graphs(manifest: Manifest, ports: Mapping[str, Ports]) -> None:
     graphs = {name: _files(manifest, name, ports) for name in manifest.graphs}
     for name, files in graphs.items():
         bound = [_bind_states(manifest, file, graphs) for file in files]
+        _bind_adapters(manifest, name, files, ports, bound)
         for step in runs(manifest.steps):
             if step.target == name:
                 _check_names(step, files)
@@ -54,7 +57,7 @@ def _files(manifest: Manifest, name: str, ports: Mapping[str, Ports]) -> list[Gr
 
 
 def _bind_states(manifest: Manifest, file: GraphFile, graphs: Mapping[str, Sequence[GraphFile]]) -> dict[str, str]:
-    """The input ports that states feed: {port: state}."""
+    """The input ports that states feed: {port: "the state …"}."""
     bound: dict[str, str] = {}
     for name, state in file.states.items():
         offered = file.ports
@@ -66,8 +69,9 @@ def _bind_states(manifest: Manifest, file: GraphFile, graphs: Mapping[str, Seque
                 message = f"the ports {past!r} and {present!r} of the state {name!r} match nothing in {file.path}"
                 _fail("G23", message, file.where)
             for port, partner in pairs.items():
-                if bound.setdefault(port, name) != name:
-                    _fail("G22", f"the states {bound[port]!r} and {name!r} both feed {port!r}", file.where)
+                feeder = f"the state {name!r}"
+                if bound.setdefault(port, feeder) != feeder:
+                    _fail("G22", f"{bound[port]} and {feeder} both feed {port!r}", file.where)
                 _check_pair(state, file.ports.inputs[port], offered.outputs[partner], file)
         if state.tokens is not None:
             counted = file.ports.inputs.get(state.tokens)
@@ -75,6 +79,22 @@ def _bind_states(manifest: Manifest, file: GraphFile, graphs: Mapping[str, Seque
                 message = f"{file.path} has no input {state.tokens!r} with an axis 1, by which {name!r} counts tokens"
                 _fail("G25", message, file.where)
     return bound
+
+
+def _bind_adapters(
+    manifest: Manifest, graph: str, files: Sequence[GraphFile], ports: Mapping[str, Ports], bound: list[dict[str, str]]
+) -> None:
+    """Check the adapters of a graph against all its files, and add the ports that they feed to `bound`."""
+    values = {name: ports[one.graphs[graph]] for name, one in manifest.adapters.items() if graph in one.graphs}
+    fed = adapter_ports(values)
+    for file, feeders in zip(files, bound, strict=True):
+        for name, found in values.items():
+            where = at(f"{at('adapters', name)}.graphs", graph)
+            check_fit(found, fed, file.ports, file=file.path, where=where)
+        for port in sorted(fed):
+            if port in feeders:
+                _fail("G22", f"{feeders[port]} and an adapter both feed {port!r}", file.where)
+            feeders[port] = "an adapter"
 
 
 def _owner(manifest: Manifest, file: GraphFile, state: str, graphs: Mapping[str, Sequence[GraphFile]]) -> GraphFile:
@@ -124,7 +144,7 @@ def _check_bindings(step: Run, file: GraphFile, bound: Mapping[str, str]) -> Non
     for name, port in file.ports.inputs.items():
         given = name in step.inputs or name in step.literals
         if given and name in bound:
-            _fail("G22", f"the state {bound[name]!r} feeds {name!r} already", step.where)
+            _fail("G22", f"{bound[name]} feeds {name!r} already", step.where)
         if not given and name not in bound and not port.optional:
             _fail("G21", f"nothing feeds the input {name!r} of {file.path}", step.where)
 

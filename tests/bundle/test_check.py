@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 import pytest
 
+from genai_bundle.adapters import values_of
 from genai_bundle.canonical import dumps
 from genai_bundle.check import check_graphs, check_manifest
 from genai_bundle.errors import GrammarError, InvalidBundle
@@ -26,7 +27,10 @@ def check(case: Case) -> None:
     check_manifest(manifest)
     files = {graph.file for graph in manifest.graphs.values()}
     files |= {variant.file for graph in manifest.graphs.values() for variant in graph.variants}
-    check_graphs(manifest, {file: ports_of(onnx.load_from_string(case.members[file])) for file in files})
+    ports = {file: ports_of(onnx.load_from_string(case.members[file])) for file in files}
+    for file in {file for adapter in manifest.adapters.values() for file in adapter.graphs.values()}:
+        ports[file] = values_of(onnx.load_from_string(case.members[file]), file=file)
+    check_graphs(manifest, ports)
 
 
 def grammar(document: dict[str, Any], **members: bytes) -> Manifest:

@@ -289,6 +289,8 @@ def noted(document: Any) -> Any:
 
 def valid_cases() -> Iterator[Case]:
     """Documents that every reader accepts."""
+    from . import adapters
+
     yield Case("small", "One graph, run once", SMALL, {"double.onnx": graph(DOUBLE)})
     yield Case("chat", "A chat model with a tuned variant and golden vectors", CHAT, CHAT_MEMBERS)
     yield Case("notes", "Keys that begin with x- are ignored wherever keys are fixed", noted(CHAT), CHAT_MEMBERS)
@@ -302,6 +304,7 @@ def valid_cases() -> Iterator[Case]:
         ("steps", 0, "loop", "do", 0, "in", "at", "kept.len"),
     )
     yield Case("ring", "A sliding window", ring, {**members, "step.onnx": graph(RING)})
+    yield from adapters.valid()
     nothing = {"format": "1.0", "name": "nothing", "graphs": {}, "inputs": {}, "outputs": {}, "steps": []}
     yield Case("nothing", "All that is required, all of it empty", nothing)
     kept = {"weights/unused-00.bin": bytes(70_000), "docs/LICENSE": b"MIT\n", "double.onnx": graph(DOUBLE)}
@@ -316,9 +319,10 @@ def valid_cases() -> Iterator[Case]:
 
 def invalid_cases() -> Iterator[Case]:
     """Documents that every reader refuses, each by its rule."""
-    from . import grammar_faults, manifest_faults
+    from . import adapters, grammar_faults, manifest_faults
 
     yield from manifest_faults.faults()
+    yield from adapters.faults()
     yield from grammar_faults.faults()
 
 

@@ -25,6 +25,11 @@ HEADER = '<ir_version: 10, opset_import: ["": 23]> '
 Bytes = bytes | memoryview
 
 
+def adapter_member(name: str, graph: str) -> str:
+    """The member of an adapter's tensors for a graph. No graph's member begins like this: a name has no `-`."""
+    return f"adapter-{name}.{graph}.onnx"
+
+
 def parse_text(text: str, where: str) -> onnx.ModelProto:
     """A model from ONNX's textual form: a model, or a graph alone, which gets `HEADER`.
 

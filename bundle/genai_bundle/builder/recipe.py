@@ -17,7 +17,7 @@ from jsonschema.exceptions import best_match
 
 from genai_bundle import FORMAT_VERSION
 from genai_bundle.builder.compact import parse_type
-from genai_bundle.builder.graph_files import pack_graph, parse_text, read_file, used
+from genai_bundle.builder.graph_files import adapter_member, pack_graph, parse_text, read_file, used
 from genai_bundle.builder.recipe_file import RecipeFile, read_recipe_file
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import InvalidBundle, SourceError
@@ -75,6 +75,8 @@ def assemble(source: RecipeFile, details: Mapping[str, str]) -> tuple[dict[str, 
     defaults: list[onnx.ModelProto] = []
     for name, entry in manifest.setdefault("graphs", {}).items():
         manifest["graphs"][name] = _graph(source, name, entry, members, defaults)
+    for name, adapter in manifest.get("adapters", {}).items():
+        _adapter(source, name, adapter["graphs"], members)
     needs = [feature for feature in used(defaults) if feature not in manifest.get("requires", [])]
     if needs:
         manifest["requires"] = [*manifest.get("requires", []), *needs]
@@ -148,6 +150,18 @@ def _graph(
     members |= graphs
     members |= shards
     return expanded
+
+
+def _adapter(source: RecipeFile, name: str, graphs: dict[str, Any], members: dict[str, Source]) -> None:
+    """An adapter's models join `members`, and the manifest names those."""
+    files = {}
+    for graph, entry in graphs.items():
+        entry = {"file": entry} if isinstance(entry, str) else entry
+        graphs[graph] = adapter_member(name, graph)
+        files[graphs[graph]] = _model(source, entry, f"adapters.{name}.graphs.{graph}")
+    packed, shards = pack_graph(f"adapter-{name}", files)
+    members |= packed
+    members |= shards
 
 
 def _model(source: RecipeFile, entry: Mapping[str, Any], where: str) -> tuple[onnx.ModelProto, Path | None, str]:

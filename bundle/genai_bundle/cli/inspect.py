@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +81,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
             for name, result in manifest.outputs.items()
         },
         "generation": dict(manifest.generation),
+        "adapters": {name: _adapter(bundle, name) for name in manifest.adapters},
         "state": {name: _state(manifest, name) for name in manifest.state},
         "graphs": {name: _graph(bundle, name) for name in manifest.graphs},
         "members": [
@@ -95,6 +97,17 @@ def _state(manifest: Manifest, name: str) -> dict[str, Any]:
     state = manifest.state[name]
     keys = ("graph", "update", "axis", "tokens", "capacity", "window", "scope", "of")
     return {key: getattr(state, key) for key in keys if getattr(state, key) is not None} | {"ports": dict(state.ports)}
+
+
+def _adapter(bundle: Bundle, name: str) -> dict[str, Any]:
+    """The files of an adapter by graph, and what their tensors are in all: how many, and of how many bytes."""
+    from genai_bundle.adapters import VALUES
+
+    adapter = bundle.manifest.adapters[name]
+    ports = [port for file in adapter.graphs.values() for port in bundle.ports(file).outputs.values()]
+    sizes = [prod(int(dim) for dim in port.dims) * VALUES[port.dtype] for port in ports]
+    about = {"description": adapter.description} if adapter.description else {}
+    return {**about, "graphs": dict(adapter.graphs), "tensors": len(sizes), "size": sum(sizes)}
 
 
 def _graph(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -152,6 +165,9 @@ def _print(facts: Mapping[str, Any], manifest: Manifest) -> None:
         out.print(_table("state", [(name, _state_text(state)) for name, state in facts["state"].items()]))
     out.print()
     out.print(_table("graphs", list(_graph_rows(facts["graphs"]))))
+    if facts["adapters"]:
+        out.print()
+        out.print(_table("adapters", list(_adapter_rows(facts["adapters"]))))
     out.print()
     out.print("members (sha256)", style="bold")
     width = max((len(member["path"]) for member in facts["members"]), default=0)
@@ -206,6 +222,15 @@ def _graph_rows(graphs: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         for variant in graph["variants"]:
             when = " ".join(variant["when"].values())
             yield f"  {variant['name']}", variant["file"], _model_text(variant), f"when {when}"
+
+
+def _adapter_rows(adapters: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    from genai_bundle.cli import console
+
+    for name, adapter in adapters.items():
+        graphs = ", ".join(f"[{graph}]" for graph in adapter["graphs"])
+        size = f"{adapter['tensors']} tensors, {console.human_size(adapter['size'])}"
+        yield name, graphs, size, adapter.get("description", "")
 
 
 def _model_text(model: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ Examples:
   genai-bundle run tiny-stories.genai "Once" --max-tokens 50 --temperature 0.8 --seed 7
   echo "Once upon a time" | genai-bundle run tiny-stories.genai
   genai-bundle run chat.genai --system "Answer briefly." --message "Who are you?"
+  genai-bundle run chat.genai "Who are you?" --adapter pirate
   genai-bundle run stories.genai "Once" --json --stats
   genai-bundle run vad.genai --input audio=@speech.wav --output speech=speech.npy
 """
@@ -77,6 +78,9 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Run with this one of the bundle's adapters.")
+    ] = None,
     backend: Annotated[str, typer.Option(metavar="NAME", help="The engine.")] = "onnxruntime",
     variant: Annotated[
         str, typer.Option(metavar="NAME", help="'auto': the best for the backend; 'portable'; or a variant's name.")
@@ -94,10 +98,11 @@ def run(
     """Run a bundle: give it a prompt (or its other inputs) and print what it generates."""
     import genai_runner
     from genai_bundle.cli import values
+    from genai_bundle.records import ADAPTER
 
     options = {
         "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or None,
+        "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or None, ADAPTER: adapter,
     }  # fmt: skip
     began = time.perf_counter()
     targets = [values.split("--output", text) for text in outputs or ()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from genai_bundle.manifest import Emit, Generate, If, Loop, Manifest, Run, State
 from genai_bundle.ports import Ports
 from genai_bundle.signatures import signature
 
+from .adapters import Adapters
 from .backends.base import Array, Graph
 from .decode import DEFAULT_MAX_TOKENS, Decoder
 from .expand import expand
@@ -50,19 +51,22 @@ class Program:
     graphs: Mapping[str, LoadedGraph]
     text: TextCodec | None
     literal: bool = False
+    adapters: Adapters = field(default_factory=Adapters)
 
 
 class Request:
     """One walk through the document. `states` are those that outlive it (scope: session)."""
 
-    def __init__(self, program: Program, options: Options, states: Mapping[str, Group] | None = None) -> None:
+    def __init__(
+        self, program: Program, options: Options, states: Mapping[str, Group] | None = None, adapter: str | None = None
+    ) -> None:
         self.program, self.options = program, options
         self.env = Env(text=program.text, options=options, draws={})
         self.finish_reason = "stop"
         self.prompt_tokens = 0
         self.new_tokens: list[int] = []
         self._depth = 0
-        self._graphs = {name: loaded.graph.fork() for name, loaded in program.graphs.items()}
+        self._graphs = {name: program.adapters.apply(adapter, name, one.graph) for name, one in program.graphs.items()}
         self.states: dict[str, Group] = {}
         for loaded in program.graphs.values():
             for name, spec in loaded.states.items():

@@ -10,6 +10,7 @@ from genai_bundle.bundle import Bundle, open_bundle
 from genai_bundle.errors import BackendError, GenaiError, UsageError
 from genai_bundle.manifest import GraphEntry, State, Variant
 
+from .adapters import read_adapters
 from .backends.base import Backend, LoadOptions, available_cores, find_backend
 from .interpreter import LoadedGraph, Program
 from .pipeline import Pipeline
@@ -50,7 +51,8 @@ def load(
             bundle.verify()
         engine = find_backend(backend) if isinstance(backend, str) else backend
         options = LoadOptions(device=device, threads=threads or available_cores(), low_memory=low_memory)
-        program = Program(bundle.manifest, _load_graphs(bundle, engine, variant, options), _codec(bundle), literal)
+        graphs = _load_graphs(bundle, engine, variant, options)
+        program = Program(bundle.manifest, graphs, _codec(bundle), literal, read_adapters(bundle))
     except BaseException:
         bundle.close()
         raise

@@ -19,6 +19,7 @@ from typing import Any
 from genai_bundle.bundle import Bundle
 from genai_bundle.errors import UsageError
 from genai_bundle.manifest import Generate, Manifest
+from genai_bundle.records import ADAPTER
 
 from .backends.base import Graph
 from .decode import Decoder
@@ -112,12 +113,26 @@ class Stream(Iterator[Value]):
         )
 
 
+@dataclass
+class States:
+    """What a session keeps: its states, and the adapter with which they are computed."""
+
+    groups: dict[str, Group] = field(default_factory=dict)
+    adapter: str | None = None
+
+    def check(self, adapter: str | None) -> None:
+        """Raise UsageError where what is held was computed with another adapter."""
+        if self.groups and adapter != self.adapter:
+            held, asked = (f"the adapter {name!r}" if name else "no adapter" for name in (self.adapter, adapter))
+            raise UsageError(f"the session began with {held}, not with {asked}", hint="Start another session")
+
+
 @dataclass(frozen=True)
 class Session:
-    """Calls that share the states declared with `scope: session`."""
+    """Calls that share the states declared with `scope: session`. All are with one adapter, or all without."""
 
     _pipeline: Pipeline
-    _states: dict[str, Group] = field(default_factory=dict)
+    _states: States = field(default_factory=lambda: States())
 
     def __call__(self, prompt: Value = None, /, **inputs_and_options: Value) -> Result:
         return self.stream(prompt, **inputs_and_options).result
@@ -147,7 +162,8 @@ class Pipeline:
 
         `prompt` goes to the input called `prompt`, else to the only text input, else to the only required one. Inputs
         and generation options (max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop) go by
-        name. Raises UsageError for arguments that do not fit, BackendError where an engine fails.
+        name, and so does `adapter`, one of `manifest.adapters`. Raises UsageError for arguments that do not fit,
+        BackendError where an engine fails.
         """
         return self.stream(prompt, **inputs_and_options).result
 
@@ -199,11 +215,12 @@ class Pipeline:
             raise UsageError("this bundle has no tokenizer", where=str(self.bundle.path))
         return self._program.text
 
-    def graph(self, name: str) -> Graph:
-        """One of the bundle's graphs, loaded, for those who want to run it alone."""
+    def graph(self, name: str, *, adapter: str | None = None) -> Graph:
+        """One of the bundle's graphs, loaded, for those who want to run it alone. It feeds adapters' ports itself."""
         if name not in self._program.graphs:
             raise UsageError(f"there is no graph {name!r}", hint=f"Known: {', '.join(self._program.graphs)}")
-        return self._program.graphs[name].graph.fork()
+        adapters = self._program.adapters
+        return adapters.apply(adapters.check(adapter), name, self._program.graphs[name].graph)
 
     def close(self) -> None:
         """Release the bundle's file. Graphs that are still in use keep their weights."""
@@ -217,15 +234,11 @@ class Pipeline:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _start(
-        self, prompt: Value, output: str | None, given: Mapping[str, Value], states: dict[str, Group] | None
-    ) -> Stream:
+    def _start(self, prompt: Value, output: str | None, given: Mapping[str, Value], states: States | None) -> Stream:
         request, scope = self._request(prompt, given, states)
         return Stream(request, request.steps(self.manifest.steps, scope), self._streamed(output), self.text_output)
 
-    def _request(
-        self, prompt: Value, given: Mapping[str, Value], states: dict[str, Group] | None
-    ) -> tuple[Request, Any]:
+    def _request(self, prompt: Value, given: Mapping[str, Value], states: States | None) -> tuple[Request, Any]:
         inputs = dict(given)
         if prompt is not None:
             name = self.prompt_input
@@ -238,14 +251,20 @@ class Pipeline:
             inputs[name] = prompt
         declared = self.manifest.inputs
         options = {name: inputs.pop(name) for name in OPTIONS if name in inputs and name not in declared}
+        adapter = self._program.adapters.check(inputs.pop(ADAPTER, None)) if ADAPTER not in declared else None
         unknown = sorted(set(inputs) - set(declared))
         if unknown:
-            known = ", ".join([*declared, *OPTIONS])
+            known = ", ".join([*declared, *OPTIONS, *([ADAPTER] if self.manifest.adapters else [])])
             raise UsageError(f"unknown input or option {unknown[0]!r}", hint=f"Known are {known}")
-        request = Request(self._program, Options.merge(self.manifest.generation, options), states)
         if states is not None:
-            states.update({name: g for name, g in request.states.items() if g.spec.scope == "session"})
-        return request, request.scope(self._inputs(inputs))
+            states.check(adapter)
+        held = states.groups if states is not None else None
+        request = Request(self._program, Options.merge(self.manifest.generation, options), held, adapter)
+        scope = request.scope(self._inputs(inputs))
+        if states is not None:
+            states.groups.update({name: g for name, g in request.states.items() if g.spec.scope == "session"})
+            states.adapter = adapter
+        return request, scope
 
     def _inputs(self, given: Mapping[str, Value]) -> dict[str, Value]:
         values: dict[str, Value] = {}
