@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,17 +92,51 @@ def test_a_wrong_scale_is_found_and_located(variant: Any, tiny_goldens: Any, ses
         check_decoder(Decoder(run, ports, kv_caches([(2, 8)] * 2), 64), tiny_goldens)
 
 
-def test_a_mask_with_more_in_it_has_no_variant(portable: Any) -> None:
-    """A window, say: the operator would ignore it without a word."""
-    causal = node(portable, "LessOrEqual")
-    window = ir.node("GreaterOrEqual", list(causal.inputs), name="window")
-    both = ir.node("And", [causal.outputs[0], window.outputs[0]], name="both")
-    reader = next(use.node for use in causal.outputs[0].uses())
-    portable.graph.insert_before(reader, [window, both])
+def also(graph: Any, nodes: Any) -> None:
+    """Let the mask demand, beside causal order, what the last of `nodes` says."""
+    causal = next(node for node in graph if node.op_type == "LessOrEqual")
+    both = ir.node("And", [causal.outputs[0], nodes[-1].outputs[0]], name="both")
+    reader = next(use.node for use in causal.outputs[0].uses() if use.node is not both)
+    graph.insert_before(reader, [*nodes, both])
     reader.replace_input_with(list(reader.inputs).index(causal.outputs[0]), both.outputs[0])
+
+
+def windowed(portable: Any, length: int) -> None:
+    causal = node(portable, "LessOrEqual")
+    size = ir.tensor(np.array(length), name="window.size")
+    value = ir.Value(name="window.size", shape=size.shape, type=ir.TensorType(size.dtype), const_value=size)
+    portable.graph.register_initializer(value)
+    begin = ir.node("Sub", [causal.inputs[1], value], name="begin")
+    also(portable.graph, [begin, ir.node("Greater", [causal.inputs[0], begin.outputs[0]], name="window")])
+
+
+def test_a_window_becomes_the_operators(tiny: Path, portable: Any, session_run: Any, tmp_path: Path) -> None:
+    """Mistral is llama with a window, under the same names."""
+    from genai_bundle.builder.reference import reference_greedy
+
+    shutil.copytree(tiny, tmp_path / "window")
+    config = json.loads((tiny / "config.json").read_text(encoding="utf-8"))
+    changes = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 7}
+    (tmp_path / "window" / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+    goldens = reference_greedy(tmp_path / "window", [[1, 40], list(range(30, 49))], 18)
+    windowed(portable, 7)
+    model, reason = make_variant(portable)
+    assert reason == ""
+    run, ports = session_run(model)
+    assert check_decoder(Decoder(run, ports, kv_caches([(2, 8)] * 2), 64), goldens) < 1e-4
+    node(model, "GroupQueryAttention").attributes["local_window_size"] = ir.AttrInt64("local_window_size", 8)
+    run, ports = session_run(model)
+    with pytest.raises(ProofError):
+        check_decoder(Decoder(run, ports, kv_caches([(2, 8)] * 2), 64), goldens)
+
+
+def test_a_mask_with_more_in_it_has_no_variant(portable: Any) -> None:
+    """The operator would ignore it without a word."""
+    causal = node(portable, "LessOrEqual")
+    also(portable.graph, [ir.node("GreaterOrEqual", list(causal.inputs), name="more")])
     assert make_variant(portable) == (
         None,
-        "model.layers.0.self_attn/Attention: its mask is more than causal order and padding",
+        "model.layers.0.self_attn/Attention: its mask is more than causal order, a window and padding",
     )
 
 

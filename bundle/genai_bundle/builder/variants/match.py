@@ -80,18 +80,51 @@ def cached(value: ir.Value | None, heads: int) -> Cached | None:
     return Cached(past, new, join.outputs[0], count, size)
 
 
-def is_causal_with_padding(mask: ir.Value | None, padding: ir.Value) -> bool:
-    """Whether `mask` says exactly: not later than the query, and not padding. A window or a prefix makes it False."""
+@dataclass(frozen=True)
+class Mask:
+    """Not later than the query, not padding, and not `window` tokens or more before the query."""
+
+    window: int | None
+
+
+def read_mask(mask: ir.Value | None, padding: ir.Value) -> Mask | None:
+    """What `mask` says, where it says exactly that; None for anything more, less or else."""
+    leaves = _conjuncts(_allowed(mask))
+    counts = next((found for found in map(_causal, leaves) if found is not None), None)
+    if counts is None:
+        return None
+    seen, windows = set(), set()
+    for leaf in leaves:
+        kind = _kind(leaf, padding, counts)
+        if kind is None:
+            return None
+        if isinstance(kind, int):
+            windows.add(kind)
+        else:
+            seen.add(kind)
+    return Mask(min(windows, default=None)) if {"causal", "padding"} <= seen else None
+
+
+def _allowed(mask: ir.Value | None) -> ir.Value | None:
+    """The condition under which nothing is added to a score, of a mask that is added; a boolean mask as it is."""
+    chosen = producer(mask, "Where")
+    if chosen is not None:
+        zero, low = constant(chosen.inputs[1]), constant(chosen.inputs[2])
+        return chosen.inputs[0] if _is(zero, 0.0) and _is_low(low) else None
     scaled = producer(mask, "Mul")
     if scaled is not None:
         cast = producer(scaled.inputs[0], "Cast")
         inverted = producer(cast.inputs[0], "Not") if cast else None
-        low = constant(scaled.inputs[1])
-        if inverted is None or low is None or low.size != 1 or low.item() > -1e30:
-            return False
-        mask = inverted.inputs[0]
-    kinds = [_kind(leaf, padding) for leaf in _conjuncts(mask)]
-    return None not in kinds and {"causal", "padding"} <= set(kinds)
+        return inverted.inputs[0] if inverted is not None and _is_low(constant(scaled.inputs[1])) else None
+    return mask
+
+
+def _is(numbers: NDArray[Any] | None, expected: float) -> bool:
+    return numbers is not None and numbers.size == 1 and numbers.item() == expected
+
+
+def _is_low(numbers: NDArray[Any] | None) -> bool:
+    return numbers is not None and numbers.size == 1 and numbers.item() <= -1e30
 
 
 def _conjuncts(mask: ir.Value | None) -> list[ir.Value | None]:
@@ -102,7 +135,11 @@ def _conjuncts(mask: ir.Value | None) -> list[ir.Value | None]:
     return [leaf for part in parts for leaf in _conjuncts(part)]
 
 
-def _kind(leaf: ir.Value | None, padding: ir.Value) -> str | None:
+def _kind(leaf: ir.Value | None, padding: ir.Value, counts: tuple[ir.Value, ir.Value]) -> str | int | None:
+    """What one condition says: "true", "padding", "causal", the length of a window, or None.
+
+    `counts` are those of `_causal`.
+    """
     numbers = constant(leaf)
     if numbers is not None:
         return "true" if bool(numbers.all()) else None
@@ -112,14 +149,47 @@ def _kind(leaf: ir.Value | None, padding: ir.Value) -> str | None:
         axes = constant(view.inputs[1])
         seen = cast is not None and cast.inputs[0] is padding and axes is not None and axes.tolist() == [1, 2]
         return "padding" if seen else None
+    if _causal(leaf) == counts:
+        return "causal"
+    later = producer(leaf, "Greater")
+    begin = producer(later.inputs[1], "Sub") if later is not None else None
+    if (
+        later is None
+        or begin is None
+        or (_below_unsqueeze(later.inputs[0]), _below_unsqueeze(begin.inputs[0])) != counts
+    ):
+        return None
+    length = constant(begin.inputs[1])
+    return int(length.item()) if length is not None and length.size == 1 and length.item() > 0 else None
+
+
+def _causal(leaf: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
+    """Match `key <= query`: keys count 0..past+sequence-1 along the last axis, queries past..past+sequence-1 along the
+    one before. Returns the two counts."""
     order = producer(leaf, "LessOrEqual")
     if order is None:
         return None
     key, query = _below_unsqueeze(order.inputs[0]), _below_unsqueeze(order.inputs[1])
-    # key counts 0..past+sequence-1, query counts past..past+sequence-1.
     shift = producer(query, "Add")
-    counts = producer(key, "Range") is not None and shift is not None
-    return "causal" if counts and shift is not None and producer(shift.inputs[0], "Range") is not None else None
+    if key is None or query is None or shift is None or not _is_count(key) or static(order.inputs[1], 3) != 1:
+        return None
+    counted = [value for value in shift.inputs if value is not None and _is_count(value)]
+    held = [value for value in shift.inputs if value is not None and _is_past_length(value)]
+    return (key, query) if counted and held else None
+
+
+def _is_count(value: ir.Value) -> bool:
+    node = producer(value, "Range")
+    return node is not None and _is(constant(node.inputs[0]), 0) and _is(constant(node.inputs[2]), 1)
+
+
+def _is_past_length(value: ir.Value) -> bool:
+    """The length of a cache before the run: axis 2 of a port [batch,heads,past,size]."""
+    scalar = producer(value, "Squeeze")
+    length = producer(scalar.inputs[0], "Shape") if scalar is not None else None
+    if length is None or length.inputs[0] is None or not str(length.inputs[0].name).startswith("past_key_values."):
+        return False
+    return (length.attributes.get_int("start", 0), length.attributes.get_int("end", 99)) == (2, 3)
 
 
 def _below_unsqueeze(value: ir.Value | None) -> ir.Value | None:

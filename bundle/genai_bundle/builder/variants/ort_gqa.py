@@ -8,21 +8,20 @@ and bytes.
 
 from __future__ import annotations
 
-from math import sqrt
-
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from genai_bundle.builder import tidy
 from genai_bundle.builder.variants import ort_fusions
+from genai_bundle.builder.variants.attention import Attention, attentions
 from genai_bundle.builder.variants.match import (
     Cached,
     cached,
     constant,
-    is_causal_with_padding,
     only_user,
     permutes,
     producer,
+    read_mask,
     static,
 )
 
@@ -46,14 +45,14 @@ def make_variant(portable: ir.Model) -> tuple[ir.Model | None, str]:
     model = portable.clone()
     graph = model.graph
     padding = next((value for value in graph.inputs if value.name == _PADDING), None)
-    attentions = [node for node in graph if node.op_type == "Attention" and node.domain == ""]
-    if padding is None or not attentions:
-        return None, "the graph has no Attention node with a padding mask"
+    found = attentions(graph)
+    if padding is None or not found:
+        return None, "the graph has no attention with a padding mask"
     rewrite = _Rewrite(graph, padding)
-    for node in attentions:
-        reason = rewrite.attention(node)
+    for attention in found:
+        reason = attention if isinstance(attention, str) else rewrite.attention(attention)
         if reason:
-            return None, f"{node.name}: {reason}"
+            return None, reason
     common.RemoveUnusedNodesPass()(model)
     if padding.uses():
         return None, f"{_PADDING} is used outside attention"
@@ -80,48 +79,51 @@ class _Rewrite:
         self.total = _port("total_sequence_length", [])
         self._names = {value.name for node in graph for value in node.outputs}
 
-    def attention(self, node: ir.Node) -> str:
-        """Rewrite one node. Returns why not, or ""."""
-        query, mask = node.inputs[0], node.inputs[3] if len(node.inputs) > 3 else None
-        heads = _heads(query)
-        if query is None or heads is None:
-            return "the number of query heads is unknown"
-        if any(value is not None for value in node.inputs[4:]) or any(value.uses() for value in node.outputs[1:]):
-            return "it keeps a cache or a score matrix of its own"
-        if node.attributes.get_int("is_causal", 0) or not is_causal_with_padding(mask, self.padding):
-            return "its mask is more than causal order and padding"
-        key, value = cached(node.inputs[1], heads), cached(node.inputs[2], heads)
-        if key is None or value is None or (key.heads, key.size) != (value.heads, value.size):
-            return "its key or value is not a cache joined with new entries"
+    def attention(self, found: Attention) -> str:
+        """Rewrite one. Returns why not, or ""."""
+        node, heads = found.last, _heads(found.query)
+        if heads is None:
+            return f"{found.name}: the number of query heads is unknown"
+        mask = read_mask(found.mask, self.padding)
+        if mask is None:
+            return f"{found.name}: its mask is more than causal order, a window and padding"
+        key, value = cached(found.key, heads), cached(found.value, heads)
+        if key is None or value is None:
+            return f"{found.name}: its key or value is not a cache joined with new entries"
+        if (key.heads, key.size) != (value.heads, value.size):
+            return f"{found.name}: its keys and values differ in heads or size"
         operands = [
             self._flat(node, part, count)
-            for part, count in ((query, heads), (key.new, key.heads), (value.new, key.heads))
+            for part, count in ((found.query, heads), (key.new, key.heads), (value.new, key.heads))
         ]
         attributes = {
             "num_heads": heads,
             "kv_num_heads": key.heads,
-            "scale": node.attributes.get_float("scale", 1 / sqrt(key.size)),
-            "softcap": node.attributes.get_float("softcap", 0.0),
+            "scale": found.scale,
+            "softcap": found.softcap,
+            "local_window_size": -1 if mask.window is None else mask.window,
             "do_rotary": 0,
         }
-        name = self._unique(f"{str(node.name).rpartition('/')[0]}/GroupQueryAttention")
-        inputs = [*operands, key.past, value.past, self.lengths, self.total]
+        name = self._unique(f"{found.name.rpartition('/')[0]}/GroupQueryAttention")
+        inputs: list[ir.Value | None] = [*operands, key.past, value.past, self.lengths, self.total]
+        if found.sinks is not None:
+            inputs += [None, None, None, None, found.sinks]  # rotary tables, positions and a bias are not used
         fused = ir.node("GroupQueryAttention", inputs, attributes, domain=DOMAIN, num_outputs=3, name=name)
         fused.outputs[0].name = name
         self.graph.insert_before(node, fused)
-        self._take_result(node, fused, heads, key.size)
+        self._take_result(found, fused, heads, key.size)
         for fresh, side in zip(fused.outputs[1:], (key, value), strict=True):
             _take_present(self.graph, fresh, side)
         return ""
 
-    def _take_result(self, node: ir.Node, fused: ir.Node, heads: int, size: int) -> None:
+    def _take_result(self, found: Attention, fused: ir.Node, heads: int, size: int) -> None:
         """Let the result [batch,sequence,heads*size] stand for attention's [batch,heads,sequence,size].
 
         Most graphs transpose and flatten it at once: then nothing is left between the operator and the output
         projection.
         """
-        result = fused.outputs[0]
-        old = _zeroed(node.outputs[0])
+        node, result = found.last, fused.outputs[0]
+        old = _zeroed(found.result)
         turned = only_user(old, "Transpose")
         reader = only_user(turned.outputs[0], "Reshape") if turned and permutes(turned, _HEADS_LAST) else None
         flat = reader.outputs[0] if reader is not None else None
