@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -39,13 +39,22 @@ def staged_file(target: Path, overwrite: bool, before_commit: Hook | None) -> It
 
 
 @contextmanager
-def staged_folder(target: Path, overwrite: bool, before_commit: Hook | None) -> Iterator[Path]:
+def staged_folder(
+    target: Path,
+    overwrite: bool,
+    before_commit: Hook | None,
+    *,
+    marks: Sequence[str] = (MIMETYPE_MEMBER, MANIFEST_MEMBER),
+    what: str = "no bundle folder",
+) -> Iterator[Path]:
     """A new folder that becomes `target` when the block ends and vanishes when it raises.
+
+    marks: the files that show a folder to be one that may be replaced. what: says that it is not.
 
     A folder cannot be replaced in one step: the old one is moved aside first, and comes back if the new one cannot
     take its place.
     """
-    _check_target(target, overwrite, _foreign(target), "no bundle folder")
+    _check_target(target, overwrite, _foreign(target, marks), what)
     part, old = _part(target), _part(target)
     try:
         with _telling(target):
@@ -55,7 +64,7 @@ def staged_folder(target: Path, overwrite: bool, before_commit: Hook | None) -> 
             _sync_folder(Path(folder))
         if before_commit is not None:
             before_commit(part)
-        _check_target(target, overwrite, _foreign(target), "no bundle folder")
+        _check_target(target, overwrite, _foreign(target, marks), what)
         with _telling(target):
             if target.exists():
                 target.rename(old)
@@ -84,12 +93,12 @@ def _part(target: Path) -> Path:
     return target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
 
 
-def _foreign(target: Path) -> bool:
-    """The target is something that a bundle folder must not replace: a file, or a folder that holds anything else."""
+def _foreign(target: Path, marks: Sequence[str]) -> bool:
+    """The target is something that must not be replaced: a file, or a folder without the marks that holds anything."""
     if not target.is_dir() or target.is_symlink():
         return os.path.lexists(target)
-    marks = all((target / name).is_file() for name in (MIMETYPE_MEMBER, MANIFEST_MEMBER))
-    return not marks and any(target.iterdir())
+    marked = all((target / name).is_file() for name in marks)
+    return not marked and any(target.iterdir())
 
 
 def _check_target(target: Path, overwrite: bool, foreign: bool, what: str) -> None:
@@ -98,7 +107,7 @@ def _check_target(target: Path, overwrite: bool, foreign: bool, what: str) -> No
     if not overwrite and os.path.lexists(target):
         raise UsageError("exists already", where=str(target), hint="Choose another name, or ask to overwrite it")
     if foreign:
-        raise UsageError(f"is {what}, and is not replaced by a bundle", where=str(target), hint="Choose another name")
+        raise UsageError(f"is {what}, and is not replaced", where=str(target), hint="Choose another name")
 
 
 def _take_name(part: Path, target: Path, overwrite: bool) -> None:

@@ -160,7 +160,7 @@ def _size(path: str, source: Source) -> int:
 def _copy(file: BinaryIO, path: str, source: Source, size: int, report: _Report) -> Digester:
     """Writes a member's bytes at the file's position and returns their digests."""
     digester = Digester(is_weights(path))
-    for block in _blocks(path, source):
+    for block in blocks(path, source):
         if digester.size + len(block) > size:
             break
         file.write(block)
@@ -177,7 +177,7 @@ def _put(file: BinaryIO, offset: int, data: bytes) -> None:
     file.write(data)
 
 
-def _blocks(path: str, source: Source) -> Iterator[Block]:
+def blocks(path: str, source: Source) -> Iterator[Block]:
     """A source's bytes in order, in blocks of at most 4 MiB."""
     if isinstance(source, Path):
         yield from _file_blocks(path, source)

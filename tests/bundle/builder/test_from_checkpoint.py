@@ -17,6 +17,7 @@ from conftest import optional
 pytestmark = pytest.mark.torch
 ir = optional("onnx_ir", "torch")
 
+from bundle.exports.peer import Peer, exported, prompts  # noqa: E402
 from genai_bundle.builder import from_checkpoint  # noqa: E402
 from genai_bundle.builder.from_checkpoint import build_checkpoint  # noqa: E402
 from genai_bundle.builder.options import BuildOptions  # noqa: E402
@@ -56,6 +57,15 @@ def export_once(tiny_export: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = {name: model.clone() for name, model in tiny_export.graphs.items()}
     copy = Export(graphs, tiny_export.state, tiny_export.exporter, tiny_export.version)
     monkeypatch.setattr(exporter, "export_decoder", lambda *_: copy)
+
+
+@pytest.mark.shared
+@pytest.mark.peers
+def test_a_built_bundle_runs_in_the_peer(stories: Path, tmp_path: Path) -> None:
+    """Side by side: exported to onnxruntime-genai, it gives the tokens of the source model."""
+    peer = Peer(exported(stories, tmp_path / "out", "ort-genai"))
+    for given, tokens in prompts(stories):
+        assert peer.greedy([peer.ids(given)], given["max_tokens"])[0] == tokens
 
 
 @pytest.mark.shared
