@@ -42,6 +42,7 @@ def build(source: Path, target: Path, options: BuildOptions | None = None, progr
             if hasattr(importer, "build"):
                 identity: str = importer.build(source, target, options, tell)
                 return identity
+            importers.check_options(options, importer.LAYOUT)
             return importers.finish(importer.assemble(source, options, tell), target, options, tell)
     if source.is_file() and source.suffix.lower() in RECIPE_SUFFIXES:
         from genai_bundle.builder.recipe import build_recipe

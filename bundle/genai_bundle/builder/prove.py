@@ -25,6 +25,9 @@ from genai_runner.verify import run_tests
 
 PORTABLE = "portable"
 
+_ALIGNED, _SMALL = 64, 1 << 10
+"""Bytes: where an engine may use a weight in place, and below what size a tensor belongs into its graph."""
+
 _CHECKED = 96
 """Positions of the shared buffers in the proof: more than its tokens, so that a buffer's rest is seen to be ignored."""
 
@@ -92,15 +95,20 @@ def source_graph(file: Path) -> Callable[[Mapping[str, Array]], Mapping[str, Arr
         SourceError: the engine cannot load or run it.
     """
     model = onnx.load(file, load_external_data=False)
-    entries = [{item.key: item.value for item in tensor.external_data} for tensor in model.graph.initializer]
-    entries = [entry for entry in entries if entry]
     weights: dict[str, memoryview] = {}
-    if all(int(entry.get("offset") or 0) % 64 == 0 for entry in entries):
-        for location in {entry["location"] for entry in entries}:
+    for tensor in model.graph.initializer:
+        entry = {item.key: item.value for item in tensor.external_data}
+        if not entry:
+            continue
+        if (location := entry["location"]) not in weights:
             with (file.parent / location).open("rb") as opened:
                 weights[location] = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-    else:  # engines use mapped weights where they lie, which has to be aligned
-        model = onnx.load(file)
+        start = int(entry.get("offset") or 0)
+        length = int(entry.get("length") or len(weights[location]) - start)
+        if start % _ALIGNED or length < _SMALL:  # not where an engine may use it, or what shapes are worked out from
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = bytes(weights[location][start : start + length])
     outputs = [value.name for value in model.graph.output]
 
     def fail(error: Exception) -> SourceError:
@@ -108,8 +116,8 @@ def source_graph(file: Path) -> Callable[[Mapping[str, Array]], Mapping[str, Arr
         return SourceError(f"onnxruntime cannot run the graph: {reason}", where=file.name)
 
     try:
-        raw = file.read_bytes() if weights or not entries else model.SerializeToString()
-        graph = find_backend("onnxruntime").load(file.stem, raw, weights, LoadOptions(threads=available_cores()))
+        options = LoadOptions(threads=available_cores())
+        graph = find_backend("onnxruntime").load(file.stem, model.SerializeToString(), weights, options)
     except Exception as error:  # an engine may raise anything
         raise fail(error) from error
 

@@ -57,6 +57,10 @@ def build(
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="Import although keys of a configuration are not understood.")
     ] = False,
+    dtype_suffix: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Of a folder's graphs in several forms, such as q4, the one to take."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: id, path, size.")] = False,
 ) -> None:
@@ -80,6 +84,7 @@ def build(
         overrides=[_override(text) for text in quantize_override or ()],
         exclude=quantize_exclude or (),
         allow_lossy=allow_lossy,
+        dtype_suffix=dtype_suffix,
     )
     with console.phases(f"building {output.name}") as tell:
         identity = run_build(source, output, options, tell)

@@ -39,6 +39,16 @@ class Assembled:
     report: Sequence[str] = ()
 
 
+def check_options(options: BuildOptions, layout: str) -> None:
+    """Refuse what is asked of graphs that are taken as they are. Raises UsageError."""
+    from genai_bundle.errors import UsageError
+
+    asked = {"--exporter": options.exporter, "--quantize": options.quantize, "--adapter": options.adapters}
+    for name, value in asked.items():
+        if value:
+            raise UsageError(f"{name} works on checkpoints; this is {layout}, whose graphs are taken as they are")
+
+
 def finish(found: Assembled, target: Path, options: BuildOptions, tell: Progress) -> str:
     """Write the bundle file `target`, once it has given what its tests say, and return its id.
 
