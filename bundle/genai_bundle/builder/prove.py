@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -86,6 +87,22 @@ def prove_decoder(
             except ProofError as error:
                 raise ProofError(error.message, where=f"variant '{variant}', {error.where}", hint=error.hint) from error
     return found
+
+
+def provable(graphs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The forms that a proof here runs: the portable one, and each whose backend is installed.
+
+    Args:
+        graphs: the manifest's `graphs`.
+    """
+    found = [PORTABLE]
+    for variant in (variant for entry in graphs.values() for variant in entry.get("variants", ())):
+        try:
+            find_backend(variant["when"]["backend"])
+        except UsageError:
+            continue
+        found.append(variant["name"])
+    return list(dict.fromkeys(found))
 
 
 def source_graph(file: Path) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:

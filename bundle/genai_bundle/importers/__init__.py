@@ -56,11 +56,13 @@ def finish(found: Assembled, target: Path, options: BuildOptions, tell: Progress
         ProofError: a graph variant gives another result than the source; nothing is written.
         InvalidBundle: what was assembled is against the format; nothing is written.
     """
+    from genai_bundle.builder.report import Report
     from genai_bundle.bundle import open_bundle
     from genai_bundle.writer import write_bundle
 
+    report = Report.of(tell)
     for line in found.report:
-        tell(line)
+        report.note(line)
 
     def prove(path: Path) -> None:
         from genai_bundle.builder.prove import prove_tests  # late: brings the runner and its engines
@@ -68,7 +70,7 @@ def finish(found: Assembled, target: Path, options: BuildOptions, tell: Progress
         tell("checking")
         open_bundle(path).close()
         tell("running the tests")
-        prove_tests(path)
+        report.tested(prove_tests(path))
 
     manifest = {**found.manifest, **{key: value for key, value in options.details.items() if value}}
     tell("writing")
