@@ -36,21 +36,38 @@ def slice_before_head(model: ir.Model, *, indices: str, count: str) -> None:
     after = only_user(rows.outputs[0], "Transpose") if rows else None
     if not (rows and before and after and _swaps_first_two(before) and _swaps_first_two(after)):
         raise SourceError(f"the exported graph uses '{indices}' in a way that this exporter does not know")
-    hidden = before.inputs[0]
+    number, cut = _last(graph, before.inputs[0], count, before=after)
+    cut.shape, cut.type = after.outputs[0].shape, after.outputs[0].type
+    ir.convenience.replace_all_uses_with(after.outputs[0], cut)
+    graph.remove([after, rows, column], safe=True)  # type: ignore[list-item]
+    graph.inputs[graph.inputs.index(wanted)] = number
+
+
+def keep_last(graph: ir.Graph, head: ir.Node, count: str) -> None:
+    """Let the node `head` read only the last positions (axis 1) of its first input: as many as the new input says."""
+    number, cut = _last(graph, head.inputs[0], count, before=head)
+    head.replace_input_with(0, cut)
+    graph.inputs.append(number)
+
+
+def _last(graph: ir.Graph, hidden: ir.Value | None, count: str, *, before: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """The new input `count` i64[], and that many of the last positions of `hidden`."""
     number = ir.Value(name=count, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
     # The end is 2^31-1, not the largest int64: one backend saturates constants beyond 32 bits.
     axis, end = constant(graph, [1], "axis.1"), constant(graph, [2**31 - 1], "slice.end")
-    shape = constant(graph, [1], "shape.1")
     negative = ir.node("Neg", [number])
-    start = ir.node("Reshape", [negative.outputs[0], shape])
+    start = ir.node("Reshape", [negative.outputs[0], constant(graph, [1], "shape.1")])
     cut = ir.node("Slice", [hidden, start.outputs[0], end, axis])
     for node in (negative, start, cut):
-        node.metadata_props[_SCOPES] = repr(["", "num_logits", ""])
-    cut.outputs[0].shape, cut.outputs[0].type = after.outputs[0].shape, after.outputs[0].type
-    graph.insert_before(after, [negative, start, cut])
-    ir.convenience.replace_all_uses_with(after.outputs[0], cut.outputs[0])
-    graph.remove([after, rows, column], safe=True)  # type: ignore[list-item]
-    graph.inputs[graph.inputs.index(wanted)] = number
+        scope(node, repr(["num_logits"]))
+    graph.insert_before(before, [negative, start, cut])
+    return number, cut.outputs[0]
+
+
+def scope(node: ir.Node, path: str | None) -> None:
+    """Say which module a node belongs to; `path` is a list of names, outermost first, as Python writes it."""
+    names = [name for name in ast.literal_eval(path) if name] if path else []
+    node.metadata_props[_SCOPES] = repr(["", ".".join(names), ""])
 
 
 def simplify_padding_mask(model: ir.Model, mask: str) -> None:

@@ -139,7 +139,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
     target = tmp_path / "wrong.genai"
     target.write_bytes(b"before")
     with pytest.raises(ProofError, match=r"variant 'ort-cpu', logits: prefill .* present\.1\.key"):
-        build_checkpoint(tiny, target, BuildOptions(overwrite=True))
+        build_checkpoint(tiny, target, BuildOptions(overwrite=True, exporter="transformers"))
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.genai"]
     assert target.read_bytes() == b"before"
 

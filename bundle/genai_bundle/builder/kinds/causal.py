@@ -28,9 +28,9 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 
 def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
-    from genai_bundle.builder.exporters.transformers import export_decoder
+    from genai_bundle.builder.exporters import mobius, transformers
 
-    return {"transformers": export_decoder}
+    return {"transformers": transformers.export_decoder, "mobius": mobius.export_decoder}
 
 
 def ask(checkpoint: Checkpoint) -> Evidence:
