@@ -231,4 +231,5 @@ def _decoder(pipeline: Pipeline, graph: str, variant: str, goldens: Sequence[Gol
         return outputs
 
     longest = max(len(golden.text) for golden in goldens) + 1
-    return Decoder(run, list(ports.inputs), caches, max(_CHECKED, longest) if shared else None)
+    capacity = max(_CHECKED, longest) if shared else None
+    return Decoder(run, list(ports.inputs), caches, capacity, single=ports.inputs["input_ids"].dims[1] == 1)

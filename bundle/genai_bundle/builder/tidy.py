@@ -73,7 +73,7 @@ def scope(node: ir.Node, path: str | None) -> None:
 def simplify_padding_mask(model: ir.Model, mask: str) -> None:
     """Read the padding mask as `mask[:, None, None, :]` where the exporter gathers it at every (row, key)."""
     graph = model.graph
-    port = _port(graph, mask)
+    port = next((value for value in graph.inputs if value.name == mask), None)
     for gather in [node for node in graph if node.op_type == "GatherND"]:
         data, places = gather.inputs[0], gather.inputs[1]
         source = data.producer() if data is not None else None
@@ -196,6 +196,26 @@ def rename_values(model: ir.Model) -> None:
             if used is not None and str(used.name).startswith("~constant."):
                 used.name = f"constant.{numbered}"
                 numbered += 1
+        for body in _bodies(node):
+            _rename_body(body, name)
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs inside a Scan, Loop or If."""
+    return [attribute.as_graph() for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]
+
+
+def _rename_body(body: ir.Graph, prefix: str) -> None:
+    """Number what a body assigns: a tracer's names there count what it traced before."""
+    body.name = prefix
+    for index, value in enumerate(body.inputs):
+        value.name = f"{prefix}.in.{index}"
+    for number, node in enumerate(body):
+        node.name = f"{prefix}.{number}/{node.op_type}"
+        for value in node.outputs:
+            value.name = node.name if value.index() == 0 else f"{node.name}:{value.index()}"
+        for inner in _bodies(node):
+            _rename_body(inner, node.name)
 
 
 def strip(model: ir.Model) -> None:
@@ -209,12 +229,22 @@ def strip(model: ir.Model) -> None:
     for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
+    _strip_nodes(graph)
+
+
+def _strip_nodes(graph: ir.Graph) -> None:
     for node in graph:
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
             value.doc_string = None
+        for body in _bodies(node):
+            body.metadata_props.clear()
+            for value in (*body.inputs, *(value for inner in body for value in inner.outputs)):
+                value.metadata_props.clear()
+                value.shape = None  # the axes there bear a tracer's counters
+            _strip_nodes(body)
 
 
 def _is_constant(value: ir.Value) -> bool:
