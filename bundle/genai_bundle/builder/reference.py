@@ -14,11 +14,12 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint
 from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.builder.parity import CHUNK
-from genai_bundle.builder.source_model import source_model
+from genai_bundle.builder.source_model import is_large, source_model
 
 Array = NDArray[np.float32]
 
@@ -86,12 +87,57 @@ class Reference:
             while len(tokens) < steps:
                 rows.append(self._run(tokens[-1:], len(ids) + len(tokens) - 1, question.offset, 1, cache))
                 tokens.append(int(rows[-1][-1].argmax()))
-        keys: tuple[Array, ...] = ()
-        values: tuple[Array, ...] = ()
+        keys, values = (), ()
         if not begin:
-            keys = tuple(_held(layer, "keys") for layer in cache.layers)
-            values = tuple(_held(layer, "values") for layer in cache.layers)
+            keys = tuple(layer.keys[0].float().numpy() for layer in cache.layers)
+            values = tuple(layer.values[0].float().numpy() for layer in cache.layers)
         return Golden(tuple(ids), tuple(tokens), np.concatenate(rows), keys, values, question.offset)
+
+    def together(self, questions: Sequence[Question], steps: int) -> list[Golden]:
+        """The same for several texts as the rows of one batch, padded on the left.
+
+        A run of a model that is too large for memory reads and converts all weights, for one row or for many.
+        """
+        width = max(len(question.ids) for question in questions)
+        pads = [width - len(question.ids) for question in questions]
+        ids = torch.tensor([[0] * pad + list(question.ids) for pad, question in zip(pads, questions, strict=True)])
+        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
+        places = (mask.cumsum(1) - 1).clamp(min=0) + torch.tensor([[question.offset] for question in questions])
+        rows: list[Array] = []
+        tokens: list[Any] = []
+        with torch.no_grad(), quiet():
+            cache = DynamicCache(config=self._model.config)
+            name = "cache" if "cache" in inspect.signature(self._model.forward).parameters else "past_key_values"
+            while len(tokens) < steps:
+                output = self._model(
+                    input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, **{name: cache}
+                )
+                rows.append(output.logits.float().numpy())
+                ids = torch.from_numpy(rows[-1][:, -1:].argmax(-1))
+                tokens.append(ids[:, 0])
+                mask, places = torch.cat([mask, torch.ones_like(ids)], dim=1), places[:, -1:] + 1
+        logits, new = np.concatenate(rows, axis=1), torch.stack(tokens, dim=1).tolist()
+        layers = [(layer.keys.float().numpy(), layer.values.float().numpy()) for layer in cache.layers]
+        return [
+            Golden(
+                tuple(question.ids),
+                tuple(new[row]),
+                logits[row, pad:],
+                tuple(keys[row, :, pad:] for keys, _ in layers),
+                tuple(values[row, :, pad:] for _, values in layers),
+                question.offset,
+            )
+            for row, (question, pad) in enumerate(zip(questions, pads, strict=True))
+        ]
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether rows of different length do not disturb each other: all layers hold a plain, whole cache."""
+        layers = DynamicCache(config=self._model.config).layers
+        rope = getattr(self._model.config, "rope_parameters", None) or {}
+        steady = rope.get("rope_type", "default") not in ("dynamic", "longrope")
+        plain = all(type(layer) is DynamicLayer for layer in layers)
+        return plain and steady and "position_ids" in inspect.signature(self._model.forward).parameters
 
     def _run(self, ids: list[int], held: int, offset: int, keep: int, cache: Any) -> Array:
         """The last `keep` logits of `ids` after `held` tokens."""
@@ -104,12 +150,6 @@ class Reference:
             arguments["logits_to_keep"] = keep
         logits: Array = self._model(**arguments).logits[0, -keep:].float().numpy()
         return logits
-
-
-def _held(layer: Any, half: str) -> Array:
-    """What a layer's cache holds of the first row; nothing of a layer that has a state in the place of keys."""
-    tensor = getattr(layer, half, None)
-    return np.zeros(0, np.float32) if tensor is None else tensor[0].float().numpy()
 
 
 def reference_name() -> str:
@@ -134,6 +174,9 @@ def reference_greedy(
     source: Path | Checkpoint, prompts: Sequence[Sequence[int] | Question], steps: int
 ) -> list[Golden]:
     """Golden continuations of several prompts, given as token ids or as questions. The model is released afterwards."""
-    reference = Reference(source)
+    checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
+    reference = Reference(checkpoint)
     asked = [prompt if isinstance(prompt, Question) else Question(prompt) for prompt in prompts]
+    if is_large(checkpoint) and reference.takes_rows and all(question.known is None for question in asked):
+        return reference.together(asked, steps)
     return [reference.greedy(question, steps) for question in asked]

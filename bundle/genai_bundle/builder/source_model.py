@@ -8,16 +8,27 @@ quantisation.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from math import prod
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from genai_bundle.builder.checkpoint import Checkpoint
-from genai_bundle.builder.exporters.conversion import convert
 from genai_bundle.builder.exporters.quiet import quiet
-from genai_bundle.builder.exporters.skeleton import parameter_names
+from genai_bundle.builder.exporters.skeleton import construct
+from genai_bundle.builder.exporters.tracing import match_weights
+from genai_bundle.builder.tensors import WeightTensor
 from genai_bundle.errors import ProofError
+
+LOADED = 1 << 30
+"""Bytes of float32. A model up to this size is loaded by transformers itself, which proves also which tensor of the
+checkpoint is which of the model; a larger one gets its weights from the checkpoint's mapping, module by module."""
 
 
 def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> Any:
@@ -25,31 +36,89 @@ def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> An
 
     Attention is `eager` here and fused in the exported trace on purpose: a mistake that both share is less likely.
     """
-    arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quiet(), torch.no_grad():
-        if checkpoint.gguf is not None:  # the weights from the file, but not its config, of which a part gets lost
-            arguments |= {
-                "gguf_file": checkpoint.gguf,
-                "config": AutoConfig.from_pretrained(checkpoint.path, **arguments),
-            }
-        model = auto.from_pretrained(
-            checkpoint.path, dtype=torch.float32, attn_implementation="eager", **arguments
-        ).eval()
-        if model._can_set_experts_implementation():
-            model.set_experts_implementation("eager")
-        if checkpoint.changed:
-            _change(model, checkpoint)
+        return _streamed(checkpoint, auto) if is_large(checkpoint) else _loaded(checkpoint, auto)
+
+
+def is_large(checkpoint: Checkpoint) -> bool:
+    """Whether the model is run module by module. Each run of it then reads and converts all weights."""
+    return 4 * sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()) > LOADED
+
+
+def _loaded(checkpoint: Checkpoint, auto: Any) -> Any:
+    arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    if checkpoint.gguf is not None:  # the weights from the file, but not its config, of which a part gets lost
+        config = AutoConfig.from_pretrained(checkpoint.path, **arguments)
+        arguments |= {"gguf_file": checkpoint.gguf, "config": config}
+    model = auto.from_pretrained(checkpoint.path, dtype=torch.float32, attn_implementation="eager", **arguments).eval()
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
+    if checkpoint.changed:
+        weights = match_weights(model, checkpoint)
+        _check_known(checkpoint, weights)
+        for name, parameter in model.named_parameters():
+            if weights[name].name in checkpoint.changed:
+                parameter.copy_(_torch(checkpoint.changed[str(weights[name].name)]))
     return model
 
 
-def _change(model: Any, checkpoint: Checkpoint) -> None:
-    held, _ = convert(model, checkpoint.tensors)
-    aliases = parameter_names(model)
-    missing = set(checkpoint.changed)
-    for name, parameter in model.named_parameters():
-        stored = next((held[other].name for other in [name, *aliases[name]] if other in held), name)
-        if stored in checkpoint.changed:
-            parameter.copy_(torch.from_numpy(checkpoint.changed[stored].numpy()))
-            missing.discard(stored)
-    if missing:
-        raise ProofError("is stored in another form, but the model has no such parameter", where=sorted(missing)[0])
+def _streamed(checkpoint: Checkpoint, auto: Any) -> Any:
+    """Parameters without bytes, which each module gets before it runs and loses afterwards.
+
+    Memory grows with the largest module that has parameters of its own: mostly the embedding.
+    """
+    model = construct(checkpoint.path, auto)
+    model.set_attn_implementation("eager")
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
+    weights = match_weights(model, checkpoint)
+    _check_known(checkpoint, weights)
+    for name, buffer in model.named_buffers():
+        if name in weights:
+            buffer.copy_(_torch(weights[name]))
+    for prefix, module in model.named_modules():
+        names = [name for name, parameter in module._parameters.items() if parameter is not None]
+        found = {name: weights[f"{prefix}.{name}" if prefix else name] for name in names}
+        if found:
+            own = {name: checkpoint.changed.get(str(tensor.name), tensor) for name, tensor in found.items()}
+            module.register_forward_pre_hook(partial(_fill, own))
+            module.register_forward_hook(partial(_drop, dict(module._parameters)), always_call=True)
+    return model
+
+
+def _check_known(checkpoint: Checkpoint, weights: Mapping[str, ir.TensorProtocol]) -> None:
+    strange = set(checkpoint.changed) - {str(tensor.name) for tensor in weights.values()}
+    if strange:
+        message = "is stored in another form, but is no parameter of the model"
+        raise ProofError(message, where=sorted(strange)[0])
+
+
+def _fill(tensors: Mapping[str, ir.TensorProtocol], module: Any, arguments: tuple[Any, ...]) -> None:
+    for name, tensor in tensors.items():
+        if isinstance(module, torch.nn.Embedding) and isinstance(tensor, WeightTensor) and arguments:
+            value = _rows(tensor, arguments[0])
+        else:
+            value = _torch(tensor)
+        module._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
+
+
+def _drop(parameters: Mapping[str, Any], module: Any, *_: Any) -> None:
+    module._parameters.update(parameters)
+
+
+def _rows(table: WeightTensor, ids: torch.Tensor) -> torch.Tensor:
+    """A table of which only the rows `ids` are there: memory that is not written to takes no room."""
+    found = torch.empty(table.dims)
+    for row in ids.unique().tolist():
+        found[row] = torch.from_numpy(table.rows(slice(row, row + 1))[0].astype(np.float32))
+    return found
+
+
+def _torch(tensor: ir.TensorProtocol) -> torch.Tensor:
+    """The tensor as float32. torch widens bfloat16 several times faster than NumPy."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mapping is read-only, and so is what is done with it here
+        if isinstance(tensor, WeightTensor) and tensor.stored == ir.DataType.BFLOAT16:
+            raw = np.ascontiguousarray(tensor.rows(slice(None))).view(np.uint16)
+            return torch.from_numpy(raw).view(torch.bfloat16).float()
+        return torch.from_numpy(np.ascontiguousarray(tensor.numpy())).float()

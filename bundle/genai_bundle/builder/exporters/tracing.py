@@ -43,7 +43,7 @@ def bind(model: Any, checkpoint: Checkpoint) -> Weights:
     """
     held, _ = convert(model, checkpoint.tensors)
     fake_parameters(model, lambda names: _differ(names, held))
-    return _match(model, held, ", ".join(sorted({tensor.file for tensor in checkpoint.tensors.values()})))
+    return match_weights(model, checkpoint, held)
 
 
 def trace(module: Any, weights: Weights, first: Mapping[str, Any], second: Mapping[str, Any]) -> ir.Model:
@@ -80,8 +80,11 @@ def _differ(names: list[str], held: Mapping[str, Weight]) -> bool:
     return any(not same_values(weights[0], other) for other in weights[1:])
 
 
-def _match(model: Any, held: Mapping[str, Weight], files: str) -> dict[str, ir.TensorProtocol]:
+def match_weights(model: Any, checkpoint: Checkpoint, held: Mapping[str, Weight] | None = None) -> Weights:
     """For every parameter (and stored buffer) of the model, its tensor in the checkpoint."""
+    if held is None:
+        held, _ = convert(model, checkpoint.tensors)
+    files = ", ".join(sorted({tensor.file for tensor in checkpoint.tensors.values()}))
     found: dict[str, ir.TensorProtocol] = {}
     groups = parameter_names(model)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}

@@ -94,7 +94,7 @@ def dequantise(blocks: Blocks, form: BlockForm) -> Floats:
     values = unpack(blocks.values, form.bits)
     count, length = values.shape
     parts = values.reshape(count, length // form.block, form.block).astype(np.float32)
-    parts -= blocks.zeros[..., None]
+    parts -= blocks.zeros.astype(np.float32)[..., None]
     parts *= blocks.scales[..., None]
     return parts.reshape(count, length)
 

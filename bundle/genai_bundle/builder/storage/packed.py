@@ -6,7 +6,9 @@ All forms are views of the same bytes, so a shard holds them once (spec/graphs.m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -106,7 +108,8 @@ class Packed:
     def _dequantise(self, start: int, stop: int) -> NDArray[np.float32]:
         result = np.empty((stop - start, self.length), np.float32)
         step = max(1, _SLICE // self.length)
-        for first in range(start, stop, step):
+
+        def fill(first: int) -> None:
             last = min(first + step, stop)
             scales = self.spool.view(self.scales + first * self.count * 4, (last - first) * self.count * 4)
             blocks = Blocks(
@@ -115,6 +118,9 @@ class Packed:
                 unpack(self._read(self.zeros, self._width(self.count), first, last), self.form.bits, self.count),
             )
             result[first - start : last - start] = dequantise(blocks, self.form)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the interpreter while it computes
+            list(pool.map(fill, range(start, stop, step)))
         return result
 
     def _width(self, elements: int) -> int:

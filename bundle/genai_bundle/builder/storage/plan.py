@@ -105,6 +105,8 @@ def _check_patterns(options: BuildOptions, weights: Mapping[str, WeightTensor]) 
 def _blocks(tensor: WeightTensor, ways: set[Way], bits: int, options: BuildOptions) -> Choice | str:
     """Blocks for a weight that is used in these ways, or why it has none."""
     shape = tensor.dims
+    if Way.CHOICE in ways:
+        return "it chooses experts, and less precision would choose others"
     if Way.OTHER in ways or not ways:
         return "it is no matrix of products and no table of tokens"
     turned = ways == {Way.TURNED}

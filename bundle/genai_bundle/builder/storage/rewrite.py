@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from genai_bundle.builder import tidy
 from genai_bundle.builder.storage.packed import Packed
-from genai_bundle.builder.storage.uses import Way, way
+from genai_bundle.builder.storage.uses import Way, row_indices, way
 from genai_bundle.builder.variants.match import permutes
 from genai_bundle.errors import SourceError
 
@@ -97,8 +97,8 @@ class _Blocks:
         """Rows are gathered in their stored form and dequantised then: a table is never dequantised as a whole."""
         if way(node, index) is not Way.ROWS or self.weight.turned:
             return False
-        indices = node.inputs[1]
-        if indices is None or indices.shape is None or node.attributes.get_int("axis", 0) != 0:
+        indices = row_indices(node)
+        if indices is None or indices.shape is None:
             return False
         weight, form = self.weight, self.weight.form
         if self.contrib:

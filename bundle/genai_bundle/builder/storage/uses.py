@@ -8,7 +8,7 @@ from enum import Enum
 
 import onnx_ir as ir
 
-from genai_bundle.builder.variants.match import permutes
+from genai_bundle.builder.variants.match import constant, permutes, producer
 
 
 class Way(Enum):
@@ -17,11 +17,14 @@ class Way(Enum):
     MATRIX = "a matrix [N, K]"
     TURNED = "a matrix [K, N]"
     ROWS = "rows of a table"
+    CHOICE = "what chooses experts"
     OTHER = "anything else"
 
 
 _VIEWS = frozenset({"Transpose", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Expand", "Slice", "Split"})
 """Operators that only hand elements on."""
+
+_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "MatMulNBits"})
 
 _DEEP = 8
 """Nodes that are looked through at most."""
@@ -34,9 +37,11 @@ def way(node: ir.Node, index: int) -> Way:
         return Way.OTHER
     rank = len(weight.shape)
     turned = Way.TURNED if rank == 2 else Way.MATRIX
-    if node.op_type == "Gather" and index == 0:
-        last = node.attributes.get_int("axis", 0) in (rank - 1, -1)
-        return Way.ROWS if not last and (rank > 2 or _of_tokens(node.inputs[1])) else Way.OTHER
+    if node.op_type in ("Gather", "GatherND") and index == 0:
+        rows = row_indices(node)
+        return Way.ROWS if rows is not None and (rank > 2 or _of_tokens(rows)) else Way.OTHER
+    if _chooses(node):
+        return Way.CHOICE
     if node.op_type == "Gemm" and index == 1:
         return Way.MATRIX if node.attributes.get_int("transB", 0) else Way.TURNED
     if node.op_type == "FusedMatMul" and index == 1:
@@ -48,6 +53,30 @@ def way(node: ir.Node, index: int) -> Way:
     if node.op_type in _VIEWS and index == 0 and set(_ends(node)) == {"MatMul"}:
         return Way.MATRIX
     return Way.OTHER
+
+
+def row_indices(node: ir.Node) -> ir.Value | None:
+    """The indices along the first axis of what a node gathers, if that is what it does."""
+    indices = node.inputs[1]
+    if node.op_type == "Gather":
+        return indices if node.attributes.get_int("axis", 0) == 0 else None
+    column = producer(indices, "Unsqueeze")
+    if column is None or node.attributes.get_int("batch_dims", 0) != 0 or column.inputs[0] is None:
+        return None
+    axes, shape = constant(column.inputs[1]), column.inputs[0].shape
+    last = axes is not None and shape is not None and axes.tolist() in ([-1], [len(shape)])
+    return column.inputs[0] if last else None
+
+
+def _chooses(node: ir.Node) -> bool:
+    """Whether the result, without another product, goes to TopK: a little less precision would pick other experts."""
+    seen = [node]
+    for _ in range(_DEEP):
+        seen = [use.node for one in seen for value in one.outputs for use in value.uses()]
+        if any(one.op_type == "TopK" for one in seen):
+            return True
+        seen = [one for one in seen if one.op_type not in _PRODUCTS]
+    return False
 
 
 def _ends(node: ir.Node, depth: int = _DEEP) -> Iterator[str]:

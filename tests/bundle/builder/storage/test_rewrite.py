@@ -45,6 +45,8 @@ GRAPHS = {
         { e = Gather(w, input_ids) t = Transpose<perm=[1,0]>(w) y = MatMul(e, t) }""",
     "chosen": """(int64[b,s] i, float[b,s,K,1] x, float[E,N,K] w) => (float[b,s,N,1] y)
         { g = Gather(w, i) y = MatMul(g, x) }""",
+    "chosen-nd": """(int64[b,s] i, float[b,s,K,1] x, float[E,N,K] w) => (float[b,s,N,1] y)
+        <int64[1] last = {2}> { c = Unsqueeze(i, last) g = GatherND(w, c) y = MatMul(g, x) }""",
     "batched": """(float[E,s,K] x, float[E,N,K] w) => (float[E,s,N] y)
         { t = Transpose<perm=[0,2,1]>(w) y = MatMul(x, t) }""",
 }
@@ -52,6 +54,8 @@ GRAPHS = {
 
 OTHER = """(float[b,s,K] x, float[N,K] w) => (float[b,s,K] y)
     { m = Exp(w) t = Transpose<perm=[1,0]>(m) z = MatMul(x, t) y = MatMul(z, m) }"""
+ROUTER = """(float[b,K] x, float[N,K] w) => (float[b,2] y)
+    <int64[1] two = {2}> { l = Gemm<transB=1>(x, w) p = Softmax(l) y, i = TopK(p, two) }"""
 POSITIONS = "(int64[b,s] position_ids, float[N,K] w) => (float[b,s,K] y) { y = Gather(w, position_ids) }"
 
 E, N = 3, 24
@@ -112,7 +116,7 @@ def expected(name: str, w: Array, feeds: dict[str, Array]) -> Array:
         return w[ids]
     if name == "tied":
         return w[ids] @ w.T
-    return w[feeds["i"]] @ x if name == "chosen" else x @ w.transpose(0, 2, 1)
+    return w[feeds["i"]] @ x if name.startswith("chosen") else x @ w.transpose(0, 2, 1)
 
 
 def run(made: Any, feeds: dict[str, Array], backend: str, *, low_memory: bool = False) -> Array:
@@ -188,13 +192,15 @@ def test_quantised(tmp_path: Path, name: str, form: str, engine: str, length: in
         np.testing.assert_allclose(got, expected(name, exact, feeds), rtol=1e-6, atol=2e-5)
     operators = {node.op_type for node in made.graph}
     if contrib:
-        wanted = {"table": {"GatherBlockQuantized"}, "tied": {"GatherBlockQuantized", "MatMulNBits"}}
-        fallback = {
+        wanted = {
+            "table": {"GatherBlockQuantized"},
+            "tied": {"GatherBlockQuantized", "MatMulNBits"},
             "chosen": {"GatherBlockQuantized", "MatMul"},
+            "chosen-nd": {"GatherBlockQuantized", "MatMul"},
             "batched": {"DequantizeLinear", "Transpose", "MatMul"},
         }
-        assert operators == (wanted | fallback).get(name, {"MatMulNBits"})
-    elif name in ("table", "chosen"):
+        assert operators == wanted.get(name, {"MatMulNBits"})
+    elif name in ("table", "chosen", "chosen-nd"):
         assert "DequantizeLinear" not in operators  # nothing dequantises the whole
     assert "w" not in made.graph.initializers
 
@@ -250,6 +256,8 @@ def test_what_cannot_be_quantised_is_said() -> None:
     for text in (OTHER, POSITIONS):  # small, and every row of a table of positions matters
         plan = make_plan([model(text, weight(text, 64)).graph], BuildOptions(quantize="int4"))
         assert dict(plan.left) == {"w": "it is no matrix of products and no table of tokens"}
+    plan = make_plan([model(ROUTER, weight(ROUTER, 64)).graph], BuildOptions(quantize="int4"))
+    assert dict(plan.left) == {"w": "it chooses experts, and less precision would choose others"}
 
 
 def test_patterns() -> None:

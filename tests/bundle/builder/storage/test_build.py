@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole builds of a tiny model with weights in each form: proved, run on two engines, smaller, the same each time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from conftest import optional
+
+pytestmark = pytest.mark.torch
+ir = optional("onnx_ir", "torch")
+
+from genai_bundle.builder.exporters import Export  # noqa: E402
+from genai_bundle.builder.from_checkpoint import build_checkpoint  # noqa: E402
+from genai_bundle.builder.options import BuildOptions  # noqa: E402
+from genai_bundle.builder.prove import prove_tests  # noqa: E402
+from genai_bundle.bundle import open_bundle  # noqa: E402
+from genai_bundle.errors import ProofError, SourceError, UsageError  # noqa: E402
+from genai_bundle.sanitize import sanitize  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def export_once(tiny_export: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests of this file are not about exporting, which takes seconds."""
+    from genai_bundle.builder.exporters import transformers as exporter
+
+    def copy(_: Any) -> Any:
+        graphs = {name: model.clone() for name, model in tiny_export.graphs.items()}
+        return Export(graphs, tiny_export.state, tiny_export.exporter, tiny_export.version)
+
+    monkeypatch.setattr(exporter, "export_decoder", copy)
+
+
+def source(path: Path) -> dict[str, Any]:
+    with open_bundle(path) as bundle:
+        found: dict[str, Any] = json.loads(bundle.read("manifest.json"))["source"]
+        return found
+
+
+def operators(path: Path, member: str) -> Counter[str]:
+    with open_bundle(path) as bundle:
+        return Counter(node.op_type for node in onnx.load_from_string(bytes(bundle.read(member))).graph.node)
+
+
+@pytest.mark.parametrize("form", ["int4", "int8"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_quantised(tiny: Path, tmp_path: Path, form: str, symmetric: bool) -> None:
+    """The build's own proof compares with the model that has the dequantised weights, at the usual tolerance."""
+    told: list[str] = []
+    target = tmp_path / "small.genai"
+    options = BuildOptions(quantize=form, symmetric=symmetric)
+    build_checkpoint(tiny, target, options, told.append)
+    assert told[-1].startswith("proved, largest difference: portable ")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.genai"]
+    kind = "symmetric blocks" if symmetric else "blocks"
+    assert source(target)["weights"] == {
+        "stored": {f"{form} in {kind} of 16": 2, f"{form} in {kind} of 32": 13},  # rows of 48 divide by 16 only
+        "left": [],
+    }
+    tuned, portable = operators(target, "decoder.ort-cpu.onnx"), operators(target, "decoder.onnx")
+    assert (tuned["MatMulNBits"], tuned["GatherBlockQuantized"], tuned["DequantizeLinear"]) == (15, 1, 0)
+    assert (portable["DequantizeLinear"], portable["MatMul"]) == (15, 15)
+    assert prove_tests(target, "reference") == ["portable"]
+
+
+def test_the_bytes_are_shared_and_repeat(tiny: Path, tmp_path: Path) -> None:
+    targets = [tmp_path / "one.genai", tmp_path / "other.genai"]
+    for target in targets:
+        build_checkpoint(tiny, target, BuildOptions(quantize="int4", details={"name": "same"}))
+    assert targets[0].read_bytes() == targets[1].read_bytes()
+    with open_bundle(targets[0]) as bundle:
+        shards = {path: entry.size for path, entry in bundle.manifest.files.items() if path.startswith("weights/")}
+        places = []
+        for member in ("decoder.onnx", "decoder.ort-cpu.onnx"):
+            model = sanitize(bundle.read(member), file=member, members=shards)
+            entries = [{item.key: item.value for item in tensor.external_data} for tensor in model.graph.initializer]
+            places.append({(entry["offset"], entry["length"]) for entry in entries if entry})
+        assert places[1] <= places[0]
+        assert sum(shards.values()) < 260 * 32 // 2 + 2 * (32 * 32 * 3 + 3 * 32 * 48) // 2 + 10_000
+
+
+@pytest.mark.parametrize("form", ["fp16", "bf16"])
+def test_other_float_types(tiny: Path, tmp_path: Path, form: str) -> None:
+    target = tmp_path / "half.genai"
+    build_checkpoint(tiny, target, BuildOptions(quantize=form, exclude=["*.layers.1.*"]))
+    assert source(target)["weights"]["stored"] == {form: 8, "fp32": 7}
+    for member in ("decoder.onnx", "decoder.ort-cpu.onnx"):
+        assert operators(target, member)["Cast"] >= 8
+    assert prove_tests(target, "reference") == ["portable"]
+
+
+def test_overrides(tiny: Path, tmp_path: Path) -> None:
+    target = tmp_path / "mixed.genai"
+    overrides = [("*.down_proj.weight", "int8"), ("model.layers.1.mlp.down_proj.weight", "fp16")]
+    build_checkpoint(tiny, target, BuildOptions(quantize="int4", overrides=overrides, exclude=["*embed*"]))
+    assert source(target)["weights"]["stored"] == {
+        "fp16": 1,
+        "fp32": 1,
+        "int4 in blocks of 32": 12,
+        "int8 in blocks of 16": 1,
+    }
+
+
+def test_a_wrong_zero_point_is_not_the_price_of_quantisation(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genai_bundle.builder.storage.packed import Packed
+
+    right = Packed.packed_zeros
+
+    def wrong(packed: Packed) -> Any:
+        zeros = right(packed).numpy().copy()
+        if packed.name.endswith("layers.1.mlp.up_proj.weight"):
+            zeros[3, 0] ^= 1
+        return ir.Tensor(zeros, name=f"{packed.name}.zeros.packed")
+
+    monkeypatch.setattr(Packed, "packed_zeros", wrong)
+    with pytest.raises(ProofError, match=r"variant 'ort-cpu', logits: prefill and cached steps: differs"):
+        build_checkpoint(tiny, tmp_path / "wrong.genai", BuildOptions(quantize="int4"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_without_a_variant_gets_one_for_its_blocks(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genai_bundle.builder.variants import ort_gqa
+
+    monkeypatch.setattr(ort_gqa, "make_variant", lambda _: (None, "no pattern"))
+    target = tmp_path / "plain.genai"
+    build_checkpoint(tiny, target, BuildOptions(quantize="int4"))
+    tuned = operators(target, "decoder.ort-cpu.onnx")
+    assert (tuned["MatMulNBits"], tuned["Attention"], tuned["GroupQueryAttention"]) == (15, 2, 0)
+
+
+def test_what_means_nothing_is_refused(tiny: Path, tmp_path: Path) -> None:
+    for options, error, message in (
+        (BuildOptions(quantize="int3"), UsageError, "cannot be stored as 'int3'"),
+        (BuildOptions(quantize="int4", exclude=["nothing*"]), UsageError, "no weight matches the pattern"),
+        (BuildOptions(quantize="int4", exclude=["*"]), SourceError, "no weight that can be stored as int4"),
+    ):
+        with pytest.raises(error, match=message):
+            build_checkpoint(tiny, tmp_path / "x.genai", options)
+    assert list(tmp_path.iterdir()) == []
