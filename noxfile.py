@@ -27,7 +27,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Types, by mypy in its strict mode."""
     session.install(TORCH)
-    session.install("-e", ".[build,gguf,dev]")
+    session.install("-e", ".[build,gguf,mobius,dev]")
     session.run("mypy", "--strict")
 
 
@@ -42,7 +42,7 @@ def tests(session: nox.Session) -> None:
 def builder_tests(session: nox.Session) -> None:
     """The tests that export and prove checkpoints."""
     session.install(TORCH)
-    session.install("-e", ".[build,gguf,test]")
+    session.install("-e", ".[build,gguf,mobius,test]")
     session.run("pytest", "-m", "torch", *session.posargs, env={"GENAI_REQUIRE": "torch"})
 
 

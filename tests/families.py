@@ -104,6 +104,10 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }  # fmt: skip
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+LINEAR = ["linear_attention", "full_attention"]
+DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 32,
     "short_factor": [1.0, 1.05, 1.1, 1.2], "long_factor": [1.0, 2.0, 3.0, 5.0],
@@ -140,6 +144,18 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
         n_group=2, topk_group=1, moe_intermediate_size=24, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
         qk_nope_head_dim=16,
         v_head_dim=12, num_key_value_heads=4, rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "mamba": causal("Mamba", state_size=8, intermediate_size=64, time_step_rank=4),
+    "mamba2": causal("Mamba2", state_size=8, head_dim=16, num_heads=4, n_groups=2, chunk_size=8),
+    "qwen3-next": causal(
+        "Qwen3Next", head_dim=16, layer_types=LINEAR, **DELTA, **EXPERTS, shared_expert_intermediate_size=24,
+    ),
+    "qwen3.5": causal("Qwen3_5Text", head_dim=16, layer_types=LINEAR, **DELTA),
+    "lfm2": causal("Lfm2", layer_types=["conv", "full_attention"], conv_L_cache=3, block_auto_adjust_ff_dim=False),
+    "jamba": causal(
+        "Jamba", num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
+        expert_layer_offset=1, num_experts=4, num_experts_per_tok=2, mamba_d_state=8, mamba_dt_rank=4,
+        use_mamba_kernels=False,
     ),
     "t5": seq2seq(
         "T5", {"max_length": 40}, d_model=32, d_kv=12, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=4,

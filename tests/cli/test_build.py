@@ -41,6 +41,20 @@ def test_a_recipe_becomes_a_bundle_that_runs(recipe: Path, tmp_path: Path) -> No
     assert command("run", target, "--input", "x=[5]").out == "y: float32[1] [15.0]\n"
 
 
+def test_the_report_says_what_was_proved_and_how_large_it_is(recipe: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.genai"
+    _, *lines = command("build", recipe, "-o", target).out.splitlines()
+    rows = dict(line.split(maxsplit=1) for line in lines)
+    assert rows["source"].rstrip() == "a recipe"
+    assert rows["proved"].rstrip() == "portable"
+    assert rows["size"].startswith("graphs ")
+    found = command("build", recipe, "-o", target, "--force", "--json").json["report"]
+    assert found["proved"] == {"portable": None}
+    assert sum(found["sizes"].values()) == sum(
+        one["size"] for one in command("inspect", target, "--json").json["members"]
+    )
+
+
 def test_json_and_details(recipe: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.genai"
     names = ["--name", "named", "--license", "MIT", "--description", "made by a test"]

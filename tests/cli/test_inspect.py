@@ -24,7 +24,8 @@ def test_the_summary_names_what_a_person_asks_for(bundle: Path) -> None:
     done = command("inspect", bundle)
     assert (done.code, done.err) == (0, "")
     for words in (
-        "talker", "counts to seven", "Apache-2.0", "text-generation", "sha256:", "a/b by hand", "messages", "text*",
+        "talker", "counts to seven", "Apache-2.0", "text-generation", "sha256:", "published  a/b", "exporter   hand",
+        "messages", "text*",
         "i64[1,T*]", "decoder.onnx", "ort-cpu", "when onnxruntime cpu", "opset 23", "append in [decoder]", "p ↔ q",
         "tokenizer.json", "golden vectors: 1 (counts)",
     ):  # fmt: skip

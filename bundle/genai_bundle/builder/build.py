@@ -14,6 +14,7 @@ from pathlib import Path
 
 from genai_bundle import importers
 from genai_bundle.builder.options import BuildOptions
+from genai_bundle.builder.report import Report
 from genai_bundle.errors import UsageError
 
 Progress = Callable[[str], None]
@@ -24,13 +25,13 @@ HINT = "Give a checkpoint folder or a recipe"
 
 
 def build(source: Path, target: Path, options: BuildOptions | None = None, progress: Progress | None = None) -> str:
-    """Build the bundle file `target` from `source` and return the bundle's id.
+    """Build the bundle file `target` from `source` and return the bundle's id. A `Report` as `progress` is filled.
 
     Raises:
         UsageError: nothing recognises the source, or the target exists and may not be replaced.
         SourceError, ProofError, InvalidBundle: see the builders. Nothing is written.
     """
-    options, tell = options or BuildOptions(), progress or (lambda _: None)
+    options, tell = options or BuildOptions(), Report.of(progress)
     if not source.exists():
         raise UsageError("there is no such file or folder", where=str(source), hint=HINT)
     if target.exists() and not options.overwrite:
@@ -38,19 +39,20 @@ def build(source: Path, target: Path, options: BuildOptions | None = None, progr
     for module in sorted(entry.name for entry in pkgutil.iter_modules(importers.__path__)):
         importer = import_module(f"{importers.__name__}.{module}")
         if hasattr(importer, "recognises") and importer.recognises(source):
-            tell(f"this is {importer.LAYOUT}")
+            tell.recognised(importer.LAYOUT)
             if hasattr(importer, "build"):
                 identity: str = importer.build(source, target, options, tell)
                 return identity
+            importers.check_options(options, importer.LAYOUT)
             return importers.finish(importer.assemble(source, options, tell), target, options, tell)
     if source.is_file() and source.suffix.lower() in RECIPE_SUFFIXES:
         from genai_bundle.builder.recipe import build_recipe
 
-        tell("this is a recipe")
+        tell.recognised("a recipe")
         return build_recipe(source, target, overwrite=options.overwrite, details=options.details, progress=tell)
     if not source.is_dir():
         raise UsageError("is neither a folder nor a recipe (.yaml)", where=str(source), hint=HINT)
     from genai_bundle.builder.from_checkpoint import build_checkpoint
 
-    tell("this is a checkpoint folder")
+    tell.recognised("a checkpoint folder")
     return build_checkpoint(source, target, options, tell)

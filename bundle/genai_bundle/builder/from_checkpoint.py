@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genai_bundle import FORMAT_VERSION
 from genai_bundle.builder import kinds
 from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint
 from genai_bundle.builder.options import BuildOptions
+from genai_bundle.builder.report import Report
 from genai_bundle.builder.storage import changes_weights
 from genai_bundle.builder.storage.spool import Spool
 from genai_bundle.errors import ProofError, SourceError, UsageError
@@ -63,16 +64,17 @@ def build_from(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell
     if not changes_weights(options):  # else what is asked is the model with the weights that the bundle gets
         tell("asking the model itself")
         evidence = kind.ask(checkpoint)
-    failures: list[tuple[str, SourceError | ProofError]] = []
+    report = Report.of(tell)
+    failures: list[SourceError | ProofError] = []
     for name, export in exporters.items():
         try:
             tell(f"exporting with {name}")
             with Spool(target.parent) as spool:
-                return _build_with(export(checkpoint), checkpoint, kind, evidence, target, options, tell, spool)
+                return _build_with(export(checkpoint), checkpoint, kind, evidence, target, options, report, spool)
         except (SourceError, ProofError) as error:
-            tell(f"{name} failed: {error.message}")
-            failures.append((name, error))
-    raise _all_failed(failures)
+            report.failed(name, error)
+            failures.append(error)
+    raise _all_failed(list(exporters), failures)
 
 
 def _build_with(
@@ -82,11 +84,11 @@ def _build_with(
     evidence: kinds.Evidence | None,
     target: Path,
     options: BuildOptions,
-    tell: Progress,
+    tell: Report,
     spool: Spool,
 ) -> str:
     """One exporter's graphs as a proved bundle."""
-    from genai_bundle.builder.prove import prove_tests
+    from genai_bundle.builder.prove import provable, prove_tests
     from genai_bundle.builder.storage.store import store_weights
     from genai_bundle.builder.variants import with_variants
     from genai_bundle.builder.weights import pack
@@ -103,7 +105,13 @@ def _build_with(
         "format": FORMAT_VERSION,
         "name": _name(options.details.get("name") or checkpoint.path.resolve().name),
         **document,
-        "source": _source(checkpoint, export, answers) | {"weights": dict(stored.record)},
+        "source": {
+            "exporter": {"name": export.exporter, "version": export.version},
+            **tell.source(),
+            "files": checkpoint.digests(),
+            "proof": {**answers.proof, "forms": provable(entries)},
+            "weights": dict(stored.record),
+        },
         "tests": list(answers.tests),
         **{key: value for key, value in options.details.items() if key != "name" and value},
     }
@@ -112,8 +120,8 @@ def _build_with(
         tell("proving logits")
         differences = answers.prove(path, None)
         tell("proving tokens")
-        prove_tests(path)
-        tell("proved, largest difference: " + ", ".join(f"{name} {gap:.1e}" for name, gap in differences.items()))
+        tell.tested(prove_tests(path))
+        tell.passed(differences)
 
     members: dict[str, Source] = {**graphs, **shards, **kind.members(checkpoint)}
     tell("writing")
@@ -130,11 +138,11 @@ def _exporters(kind: kinds.Kind, wanted: str | None) -> Mapping[str, Callable[[C
     return {wanted: known[wanted]}
 
 
-def _all_failed(failures: list[tuple[str, SourceError | ProofError]]) -> SourceError | ProofError:
+def _all_failed(names: list[str], failures: list[SourceError | ProofError]) -> SourceError | ProofError:
     """One error for all exporters; with one of them, its own."""
-    first = failures[0][1]
+    first = failures[0]
     if len(failures) > 1:
-        first.message = "; ".join(f"{name}: {error.message}" for name, error in failures)
+        first.message = "; ".join(f"{name}: {error.message}" for name, error in zip(names, failures, strict=True))
     return first
 
 
@@ -144,15 +152,6 @@ def check_installed(source: Path, *more: str) -> None:
     if missing:
         hint = 'Install them with: pip install "genai-bundle[build]"'
         raise UsageError(f"building from a checkpoint needs {', '.join(missing)}", where=str(source), hint=hint)
-
-
-def _source(checkpoint: Checkpoint, export: Export, evidence: kinds.Evidence) -> dict[str, Any]:
-    """Where the bundle comes from. Of the proof only what every build repeats: differences vary with the processor."""
-    return {
-        "exporter": {"name": export.exporter, "version": export.version},
-        "files": checkpoint.digests(),
-        "proof": dict(evidence.proof),
-    }
 
 
 def _name(folder: str) -> str:

@@ -20,6 +20,7 @@ class BuildOptions:
         keep their type.
     perplexity: a text file on which the change that quantisation makes is measured.
     adapters: folders of LoRA adapters by the name that a request gives. allow_lossy: drop keys that are not understood.
+    dtype_suffix: which form of a folder's graphs to import, such as "q4"; None for the one without an ending.
     """
 
     details: Mapping[str, str] = field(default_factory=dict)
@@ -33,3 +34,4 @@ class BuildOptions:
     perplexity: Path | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)
     allow_lossy: bool = False
+    dtype_suffix: str | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,13 +86,20 @@ class Decoder:
         ports: names of its inputs.
         caches: its states.
         capacity: length of the shared buffers; None for caches that grow.
+        single: it takes one token a run.
     """
 
     run: Run
     ports: Collection[str]
     caches: Sequence[Cache]
     capacity: int | None
+    single: bool = False
     past: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def counts_pads(self) -> bool:
+        """Whether the graph has states that every token changes, and no mask that would keep a pad out of them."""
+        return "attention_mask" not in self.ports and any(cache.axis is None for cache in self.caches)
 
     def reset(self, batch: int) -> None:
         """Forget everything; the next rows are `batch` fresh ones."""
@@ -103,11 +111,21 @@ class Decoder:
             self.past[cache.past] = np.zeros(dims, np.float32)
 
     def feed(self, ids: Array, positions: Array, mask: Array, lengths: Sequence[int], keep: int) -> Array:
-        """Run tokens i64[batch,n]. `mask` i64[batch,total] marks real tokens, `lengths` counts them per row afterwards.
+        """Run tokens i64[batch,n], in n runs where the graph takes them one by one.
+
+        `mask` i64[batch,total] marks real tokens, `lengths` counts them per row afterwards.
 
         Returns:
             logits f32[batch,keep,vocabulary].
         """
+        columns = ids.shape[1]
+        if self.single and columns > 1:
+            seen, ends = mask.shape[1] - columns, range(1, columns + 1)
+            rows = [
+                self.feed(ids[:, end - 1 : end], positions[:, end - 1 : end], mask[:, : seen + end], lengths, 1)
+                for end in ends
+            ]
+            return np.concatenate(rows, axis=1)[:, -keep:]
         offered: dict[str, Array] = {
             "input_ids": ids.astype(np.int64),
             "position_ids": positions.astype(np.int64),
@@ -180,30 +198,31 @@ def _check_steps(decoder: Decoder, golden: Golden) -> float:
 
 
 def _check_pieces(decoder: Decoder, golden: Golden, turn: int | None) -> float:
-    """All tokens in two runs: several tokens on a filled cache, as checking a draft or continuing a session does."""
+    """All tokens in three runs: a prompt of one token, and several on a filled cache, as checking a draft or continuing
+    a session does."""
     text = golden.text
     if turn is not None:
         if golden.offset + len(golden.ids) > turn:
             return 0.0
         text = text[: turn - golden.offset]
     decoder.reset(1)
-    half = max(1, len(text) // 2)
-    rows = [decoder.step(text[:half], 0, half, golden.offset)]
-    if text[half:]:
-        rows.append(decoder.step(text[half:], half, len(text) - half, golden.offset))
-    return _compare("prefill in two pieces", np.concatenate(rows), golden.logits[: len(text)], decoder, golden)
+    cuts = sorted({0, 1, max(1, len(text) // 2), len(text)})
+    rows = [decoder.step(text[begin:end], begin, end - begin, golden.offset) for begin, end in pairwise(cuts)]
+    return _compare("prefill in pieces", np.concatenate(rows), golden.logits[: len(text)], decoder, golden)
 
 
 def _check_batch(decoder: Decoder, short: Golden, long: Golden) -> float:
     """Two rows of different length, padded, then one more token for each: an ignored mask or length shows here.
 
     A graph with a mask takes the pad tokens first; one with lengths takes them last (left-padded rows were off by up to
-    8.8).
+    8.8). One that knows of no pads gets two rows of equal length, the longer text cut.
     """
     decoder.reset(2)
-    rows = [list(short.ids), list(long.ids)]
-    width = max(map(len, rows))
     left = "attention_mask" in decoder.ports
+    rows = [list(short.ids), list(long.ids)]
+    if decoder.counts_pads:
+        rows[1] = rows[1][: len(short.ids)]
+    width = max(map(len, rows))
     ids, mask = np.zeros((2, width), np.int64), np.zeros((2, width), np.int64)
     for index, row in enumerate(rows):
         part = slice(width - len(row), width) if left else slice(0, len(row))
@@ -211,7 +230,7 @@ def _check_batch(decoder: Decoder, short: Golden, long: Golden) -> float:
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
     logits = decoder.feed(ids, positions, mask, [len(row) for row in rows], width)
     lengths = np.array([len(row) + 1 for row in rows])
-    token = np.array([[short.tokens[0]], [long.tokens[0]]])
+    token = np.array([[golden.text[len(row)]] for row, golden in zip(rows, (short, long), strict=True)])
     if left:
         after = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
     else:

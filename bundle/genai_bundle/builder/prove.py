@@ -28,6 +28,9 @@ from genai_runner.verify import run_tests
 
 PORTABLE = "portable"
 
+_ALIGNED, _SMALL = 64, 1 << 10
+"""Bytes: where an engine may use a weight in place, and below what size a tensor belongs into its graph."""
+
 LARGE = 1 << 30
 """Bytes of float32 weights."""
 
@@ -99,6 +102,22 @@ def prove_decoder(
     return found
 
 
+def provable(graphs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The forms that a proof here runs: the portable one, and each whose backend is installed.
+
+    Args:
+        graphs: the manifest's `graphs`.
+    """
+    found = [PORTABLE]
+    for variant in (variant for entry in graphs.values() for variant in entry.get("variants", ())):
+        try:
+            find_backend(variant["when"]["backend"])
+        except UsageError:
+            continue
+        found.append(variant["name"])
+    return list(dict.fromkeys(found))
+
+
 def source_graph(file: Path) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
     """An ONNX file of a build's source, as it lies there: a function from all its inputs to all its outputs.
 
@@ -106,15 +125,20 @@ def source_graph(file: Path) -> Callable[[Mapping[str, Array]], Mapping[str, Arr
         SourceError: the engine cannot load or run it.
     """
     model = onnx.load(file, load_external_data=False)
-    entries = [{item.key: item.value for item in tensor.external_data} for tensor in model.graph.initializer]
-    entries = [entry for entry in entries if entry]
     weights: dict[str, memoryview] = {}
-    if all(int(entry.get("offset") or 0) % 64 == 0 for entry in entries):
-        for location in {entry["location"] for entry in entries}:
+    for tensor in model.graph.initializer:
+        entry = {item.key: item.value for item in tensor.external_data}
+        if not entry:
+            continue
+        if (location := entry["location"]) not in weights:
             with (file.parent / location).open("rb") as opened:
                 weights[location] = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-    else:  # engines use mapped weights where they lie, which has to be aligned
-        model = onnx.load(file)
+        start = int(entry.get("offset") or 0)
+        length = int(entry.get("length") or len(weights[location]) - start)
+        if start % _ALIGNED or length < _SMALL:  # not where an engine may use it, or what shapes are worked out from
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = bytes(weights[location][start : start + length])
     outputs = [value.name for value in model.graph.output]
 
     def fail(error: Exception) -> SourceError:
@@ -122,8 +146,8 @@ def source_graph(file: Path) -> Callable[[Mapping[str, Array]], Mapping[str, Arr
         return SourceError(f"onnxruntime cannot run the graph: {reason}", where=file.name)
 
     try:
-        raw = file.read_bytes() if weights or not entries else model.SerializeToString()
-        graph = find_backend("onnxruntime").load(file.stem, raw, weights, LoadOptions(threads=available_cores()))
+        options = LoadOptions(threads=available_cores())
+        graph = find_backend("onnxruntime").load(file.stem, model.SerializeToString(), weights, options)
     except Exception as error:  # an engine may raise anything
         raise fail(error) from error
 
@@ -256,4 +280,5 @@ def _decoder(pipeline: Pipeline, graph: str, variant: str, goldens: Sequence[Gol
         return outputs
 
     longest = max(len(golden.text) for golden in goldens) + 1
-    return Decoder(run, list(ports.inputs), caches, max(_CHECKED, longest) if shared else None)
+    capacity = max(_CHECKED, longest) if shared else None
+    return Decoder(run, list(ports.inputs), caches, capacity, single=ports.inputs["input_ids"].dims[1] == 1)

@@ -19,6 +19,7 @@ from genai_bundle import FORMAT_VERSION
 from genai_bundle.builder.compact import parse_type
 from genai_bundle.builder.graph_files import adapter_member, pack_graph, parse_text, read_file, used
 from genai_bundle.builder.recipe_file import RecipeFile, read_recipe_file
+from genai_bundle.builder.report import Report
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import InvalidBundle, SourceError
 from genai_bundle.schemas import validator
@@ -54,7 +55,7 @@ def build_recipe(
             tell("checking")
             open_bundle(path).close()
             tell("running the tests")
-            prove_tests(path)
+            Report.of(progress).tested(prove_tests(path))
 
         tell("writing")
         return write_bundle(target, manifest, members, overwrite=overwrite, before_commit=prove)

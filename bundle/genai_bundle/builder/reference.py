@@ -87,10 +87,11 @@ class Reference:
             while len(tokens) < steps:
                 rows.append(self._run(tokens[-1:], len(ids) + len(tokens) - 1, question.offset, 1, cache))
                 tokens.append(int(rows[-1][-1].argmax()))
-        keys, values = (), ()
+        keys: tuple[Array, ...] = ()
+        values: tuple[Array, ...] = ()
         if not begin:
-            keys = tuple(layer.keys[0].float().numpy() for layer in cache.layers)
-            values = tuple(layer.values[0].float().numpy() for layer in cache.layers)
+            keys = tuple(_held(layer, "keys") for layer in cache.layers)
+            values = tuple(_held(layer, "values") for layer in cache.layers)
         return Golden(tuple(ids), tuple(tokens), np.concatenate(rows), keys, values, question.offset)
 
     def together(self, questions: Sequence[Question], steps: int) -> list[Golden]:
@@ -150,6 +151,12 @@ class Reference:
             arguments["logits_to_keep"] = keep
         logits: Array = self._model(**arguments).logits[0, -keep:].float().numpy()
         return logits
+
+
+def _held(layer: Any, half: str) -> Array:
+    """What a layer's cache holds of the first row; nothing of a layer that has a state in the place of keys."""
+    tensor = getattr(layer, half, None)
+    return np.zeros(0, np.float32) if tensor is None else tensor[0].float().numpy()
 
 
 def reference_name() -> str:

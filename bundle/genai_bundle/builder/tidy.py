@@ -36,27 +36,44 @@ def slice_before_head(model: ir.Model, *, indices: str, count: str) -> None:
     after = only_user(rows.outputs[0], "Transpose") if rows else None
     if not (rows and before and after and _swaps_first_two(before) and _swaps_first_two(after)):
         raise SourceError(f"the exported graph uses '{indices}' in a way that this exporter does not know")
-    hidden = before.inputs[0]
+    number, cut = _last(graph, before.inputs[0], count, before=after)
+    cut.shape, cut.type = after.outputs[0].shape, after.outputs[0].type
+    ir.convenience.replace_all_uses_with(after.outputs[0], cut)
+    graph.remove([after, rows, column], safe=True)  # type: ignore[list-item]
+    graph.inputs[graph.inputs.index(wanted)] = number
+
+
+def keep_last(graph: ir.Graph, head: ir.Node, count: str) -> None:
+    """Let the node `head` read only the last positions (axis 1) of its first input: as many as the new input says."""
+    number, cut = _last(graph, head.inputs[0], count, before=head)
+    head.replace_input_with(0, cut)
+    graph.inputs.append(number)
+
+
+def _last(graph: ir.Graph, hidden: ir.Value | None, count: str, *, before: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """The new input `count` i64[], and that many of the last positions of `hidden`."""
     number = ir.Value(name=count, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
     # The end is 2^31-1, not the largest int64: one backend saturates constants beyond 32 bits.
     axis, end = constant(graph, [1], "axis.1"), constant(graph, [2**31 - 1], "slice.end")
-    shape = constant(graph, [1], "shape.1")
     negative = ir.node("Neg", [number])
-    start = ir.node("Reshape", [negative.outputs[0], shape])
+    start = ir.node("Reshape", [negative.outputs[0], constant(graph, [1], "shape.1")])
     cut = ir.node("Slice", [hidden, start.outputs[0], end, axis])
     for node in (negative, start, cut):
-        node.metadata_props[_SCOPES] = repr(["", "num_logits", ""])
-    cut.outputs[0].shape, cut.outputs[0].type = after.outputs[0].shape, after.outputs[0].type
-    graph.insert_before(after, [negative, start, cut])
-    ir.convenience.replace_all_uses_with(after.outputs[0], cut.outputs[0])
-    graph.remove([after, rows, column], safe=True)  # type: ignore[list-item]
-    graph.inputs[graph.inputs.index(wanted)] = number
+        scope(node, repr(["num_logits"]))
+    graph.insert_before(before, [negative, start, cut])
+    return number, cut.outputs[0]
+
+
+def scope(node: ir.Node, path: str | None) -> None:
+    """Say which module a node belongs to; `path` is a list of names, outermost first, as Python writes it."""
+    names = [name for name in ast.literal_eval(path) if name] if path else []
+    node.metadata_props[_SCOPES] = repr(["", ".".join(names), ""])
 
 
 def simplify_padding_mask(model: ir.Model, mask: str) -> None:
     """Read the padding mask as `mask[:, None, None, :]` where the exporter gathers it at every (row, key)."""
     graph = model.graph
-    port = _port(graph, mask)
+    port = next((value for value in graph.inputs if value.name == mask), None)
     for gather in [node for node in graph if node.op_type == "GatherND"]:
         data, places = gather.inputs[0], gather.inputs[1]
         source = data.producer() if data is not None else None
@@ -179,6 +196,26 @@ def rename_values(model: ir.Model) -> None:
             if used is not None and str(used.name).startswith("~constant."):
                 used.name = f"constant.{numbered}"
                 numbered += 1
+        for body in _bodies(node):
+            _rename_body(body, name)
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs inside a Scan, Loop or If."""
+    return [attribute.as_graph() for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]
+
+
+def _rename_body(body: ir.Graph, prefix: str) -> None:
+    """Number what a body assigns: a tracer's names there count what it traced before."""
+    body.name = prefix
+    for index, value in enumerate(body.inputs):
+        value.name = f"{prefix}.in.{index}"
+    for number, node in enumerate(body):
+        node.name = f"{prefix}.{number}/{node.op_type}"
+        for value in node.outputs:
+            value.name = node.name if value.index() == 0 else f"{node.name}:{value.index()}"
+        for inner in _bodies(node):
+            _rename_body(inner, node.name)
 
 
 def strip(model: ir.Model) -> None:
@@ -192,12 +229,22 @@ def strip(model: ir.Model) -> None:
     for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
+    _strip_nodes(graph)
+
+
+def _strip_nodes(graph: ir.Graph) -> None:
     for node in graph:
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
             value.doc_string = None
+        for body in _bodies(node):
+            body.metadata_props.clear()
+            for value in (*body.inputs, *(value for inner in body for value in inner.outputs)):
+                value.metadata_props.clear()
+                value.shape = None  # the axes there bear a tracer's counters
+            _strip_nodes(body)
 
 
 def _is_constant(value: ir.Value) -> bool:

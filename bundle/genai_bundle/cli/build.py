@@ -57,8 +57,12 @@ def build(
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="Import although keys of a configuration are not understood.")
     ] = False,
+    dtype_suffix: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Of a folder's graphs in several forms, such as q4, the one to take."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: id, path, size.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: id, path, size, report.")] = False,
 ) -> None:
     """Build a bundle, prove it against its source, and only then write it.
 
@@ -67,7 +71,10 @@ def build(
     """
     from genai_bundle.builder.build import build as run_build
     from genai_bundle.builder.options import BuildOptions
+    from genai_bundle.builder.report import Report, summary
+    from genai_bundle.bundle import open_bundle
     from genai_bundle.cli import console
+    from genai_bundle.cli.report import build_rows, table
 
     named = {"name": name, "license": license_, "description": description}
     options = BuildOptions(
@@ -80,14 +87,19 @@ def build(
         overrides=[_override(text) for text in quantize_override or ()],
         exclude=quantize_exclude or (),
         allow_lossy=allow_lossy,
+        dtype_suffix=dtype_suffix,
     )
     with console.phases(f"building {output.name}") as tell:
-        identity = run_build(source, output, options, tell)
+        report = Report(tell)
+        identity = run_build(source, output, options, report)
     size = output.stat().st_size
+    with open_bundle(output, check=False) as bundle:  # a build has checked and proved it
+        facts = summary(report, source, bundle)
     if json:
-        console.print_json({"id": identity, "path": str(output), "size": size})
+        console.print_json({"id": identity, "path": str(output), "size": size, "report": facts})
     else:
         typer.echo(f"{output}  {console.human_size(size)}  {identity}")
+        console.stdout().print(table(build_rows(facts)))
 
 
 def _override(text: str) -> tuple[str, str]:

@@ -32,6 +32,10 @@ def export(
     variant: Annotated[
         str, typer.Option(metavar="NAME", help="'auto': the best for the target; 'portable'; or a variant's name.")
     ] = "auto",
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Fix this adapter of the bundle into the graphs; by default none."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace DIR if an export wrote it, or if it is empty.")
     ] = False,
@@ -49,7 +53,7 @@ def export(
 
     target = choose(to)
     with open_bundle(file) as bundle:
-        plan = target.plan(bundle, variant)
+        plan = target.plan(bundle, variant, adapter)
         with console.progress("checking digests") as report:
             bundle.verify(report)
         with console.progress("writing") as report:

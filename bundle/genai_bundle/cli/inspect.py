@@ -142,6 +142,7 @@ def _port(port: Port) -> str:
 def _print(facts: Mapping[str, Any], manifest: Manifest) -> None:
     from genai_bundle.cli import console
     from genai_bundle.cli.draw import pipeline_tree
+    from genai_bundle.cli.report import source_rows, table
 
     out = console.stdout()
     version = f" {facts['version']}" if facts["version"] else ""
@@ -151,7 +152,7 @@ def _print(facts: Mapping[str, Any], manifest: Manifest) -> None:
     rows = [(key, facts[key]) for key in ("task", "license")]
     rows += [("authors", ", ".join(facts["authors"])), ("id", facts["id"])]
     rows += [("format", f"{facts['format']}, {facts['form']}, {console.human_size(facts['size'])}")]
-    rows += [("requires", ", ".join(facts["requires"])), ("source", _source(facts["source"]))]
+    rows += [("requires", ", ".join(facts["requires"]))]
     rows += [("defaults", ", ".join(f"{key} {value}" for key, value in facts["generation"].items()))]
     for key, value in rows:
         if value:
@@ -174,6 +175,11 @@ def _print(facts: Mapping[str, Any], manifest: Manifest) -> None:
     for member in facts["members"]:
         size = console.human_size(member["size"])
         out.print(f"{member['path']:<{width}}  {size:>8}  {member['sha256']}", soft_wrap=True)
+    source = list(source_rows(facts["source"]))
+    if source:
+        out.print()
+        out.print("source", style="bold")
+        out.print(table(source))
     names = ", ".join(test["name"] or f"tests[{index}]" for index, test in enumerate(facts["tests"]))
     out.print()
     out.print(f"golden vectors: {len(facts['tests'])}" + (f" ({names})" if names else ""))
@@ -190,15 +196,6 @@ def _table(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _source(source: Mapping[str, Any]) -> str:
-    """The words of a source that fit a line: where it came from and what made it."""
-    words = [str(source[key]) for key in ("repo", "revision", "base_model") if source.get(key)]
-    exporter = source.get("exporter")
-    if isinstance(exporter, dict):
-        words.append("by " + " ".join(str(word) for word in exporter.values()))
-    return " ".join(words)
 
 
 def _values(facts: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:

@@ -2,8 +2,8 @@
 """One module for each target of `export`, found by being here: no list to edit. A module that is a target has
 
 TARGET: its name, as in `--to NAME`; TITLE: what it writes, in a few words;
-plan(bundle, variant) -> Plan: everything that the folder will hold, or a UsageError that says what the target cannot
-express. Nothing is written before all of it is known.
+plan(bundle, variant, adapter) -> Plan: everything that the folder will hold, or a UsageError that says what the target
+cannot express. Nothing is written before all of it is known.
 
 This package stands on the reading side: it knows the format, and no engine.
 """
@@ -60,8 +60,11 @@ class Target(Protocol):
     TARGET: str
     TITLE: str
 
-    def plan(self, bundle: Bundle, variant: str) -> Plan:
-        """What to write. `variant` is `auto`, `portable` or a variant's name. Raises UsageError."""
+    def plan(self, bundle: Bundle, variant: str, adapter: str | None = None) -> Plan:
+        """What to write. `variant` is `auto`, `portable` or a variant's name; `adapter` is fixed into the graphs.
+
+        Raises UsageError.
+        """
         ...
 
 

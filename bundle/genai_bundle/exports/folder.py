@@ -9,11 +9,13 @@ from typing import Any
 from genai_bundle.bundle import Bundle
 from genai_bundle.errors import UsageError
 from genai_bundle.exports import Plan, as_json, common_losses, papers
+from genai_bundle.exports.adapters import fix_adapter, other_adapters
 from genai_bundle.exports.generator import chosen, file_of, generator, state_of
 from genai_bundle.exports.readme import readme
 from genai_bundle.exports.text import sampling, special_id, text_files
 from genai_bundle.exports.weights import Weights
 from genai_bundle.ports import Ports, match_ports
+from genai_bundle.sanitize import ports_of
 
 TARGET = "folder"
 TITLE = "a plain folder of ONNX graphs"
@@ -27,25 +29,30 @@ SAID = ("name", "version", "task", "description", "license", "authors", "source"
 STATED = ("graph", "update", "axis", "tokens", "capacity", "window", "scope", "of")
 
 
-def plan(bundle: Bundle, variant: str) -> Plan:
+def plan(bundle: Bundle, variant: str, adapter: str | None = None) -> Plan:
     """The folder of any bundle. `auto` is the portable form, which is for every engine."""
     manifest = bundle.manifest
     form = chosen(manifest, variant)
     weights = Weights(bundle, DATA)
     members = {name: file_of(manifest, name, form) for name in manifest.graphs}
-    models = {f"{name}.onnx": weights.take(bundle.graph(member)) for name, member in members.items()}
+    models = {
+        f"{name}.onnx": weights.take(fix_adapter(bundle, name, bundle.graph(member), adapter))
+        for name, member in members.items()
+    }
+    ports = {name: ports_of(models[f"{name}.onnx"]) for name in members}
     try:
         found = generator(bundle, form)
     except UsageError:
         found = None  # the README then says the steps and runs nothing
     pipeline = _pipeline(bundle, form)
+    lost = [*other_adapters(manifest, adapter), *common_losses(manifest, form)]
     files = {
-        "README.md": readme(bundle, form, found, {name: bundle.ports(file) for name, file in members.items()}).encode(),
+        "README.md": readme(bundle, form, found, ports).encode(),
         PIPELINE: as_json(pipeline),
         **text_files(bundle),
         **({"generation_config.json": as_json(_defaults(bundle))} if manifest.text else {}),
     }
-    return Plan(form, {**files, **papers(bundle), **weights.files()}, models, common_losses(manifest, form))
+    return Plan(form, {**files, **papers(bundle), **weights.files()}, models, lost)
 
 
 def _pipeline(bundle: Bundle, form: str) -> dict[str, Any]:

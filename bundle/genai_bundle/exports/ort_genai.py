@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from genai_bundle.bundle import Bundle
 from genai_bundle.errors import UsageError
 from genai_bundle.exports import AUTO, PORTABLE, Plan, as_json, common_losses, papers
+from genai_bundle.exports.adapters import fix_adapter, other_adapters
 from genai_bundle.exports.generator import Cache, Generator, chosen, generator
 from genai_bundle.exports.rewiring import rewire
 from genai_bundle.exports.text import marked, sampling, special_id, text_files
@@ -52,27 +53,29 @@ MAX_NAME = 63
 """Characters of a cache port's name, a limit of the runtime."""
 
 
-def plan(bundle: Bundle, variant: str) -> Plan:
+def plan(bundle: Bundle, variant: str, adapter: str | None = None) -> Plan:
     """The folder of a bundle that is a decoder. Raises UsageError for what the runtime cannot do."""
     form = chosen(bundle.manifest, variant, engine="onnxruntime")
     try:
-        return _plan(bundle, form)
+        return _plan(bundle, form, adapter)
     except UsageError:
         if variant != AUTO or form == PORTABLE:
             raise
-        return _plan(bundle, PORTABLE)
+        return _plan(bundle, PORTABLE, adapter)
 
 
-def _plan(bundle: Bundle, form: str) -> Plan:
+def _plan(bundle: Bundle, form: str, adapter: str | None) -> Plan:
     found = generator(bundle, form)
     _check_feeds(found)
     weights = Weights(bundle, DATA)
-    model = weights.take(bundle.graph(found.file))
+    model = weights.take(fix_adapter(bundle, found.graph, bundle.graph(found.file), adapter))
     mask = found.port("mask") or "attention_mask"
     rewire(model, found, mask)
     files = {**text_files(bundle), **papers(bundle)}
     config = {"model": _model(bundle, found, model, mask), "search": _search(bundle, found)}
-    return Plan(form, {CONFIG: as_json(config), **files, **weights.files()}, {MODEL: model}, _lost(bundle, found))
+    return Plan(
+        form, {CONFIG: as_json(config), **files, **weights.files()}, {MODEL: model}, _lost(bundle, found, adapter)
+    )
 
 
 def _check_feeds(found: Generator) -> None:
@@ -199,7 +202,7 @@ def _search(bundle: Bundle, found: Generator) -> dict[str, Any]:
     }
 
 
-def _lost(bundle: Bundle, found: Generator) -> list[str]:
+def _lost(bundle: Bundle, found: Generator, adapter: str | None) -> list[str]:
     manifest, text = bundle.manifest, bundle.manifest.text
     lines = [f"generation.{key}: it has no such default" for key in UNKNOWN if key in manifest.generation]
     if text is None:
@@ -209,4 +212,4 @@ def _lost(bundle: Bundle, found: Generator) -> list[str]:
             lines.append(f"special tokens around a prompt: they need {OPTION}")
         if len(text.eos) > 1:
             lines.append("text.eos: whichever of its end tokens the model draws, the runtime gives the first")
-    return [*lines, *common_losses(manifest, found.variant)]
+    return [*lines, *other_adapters(manifest, adapter), *common_losses(manifest, found.variant)]

@@ -39,6 +39,16 @@ class Assembled:
     report: Sequence[str] = ()
 
 
+def check_options(options: BuildOptions, layout: str) -> None:
+    """Refuse what is asked of graphs that are taken as they are. Raises UsageError."""
+    from genai_bundle.errors import UsageError
+
+    asked = {"--exporter": options.exporter, "--quantize": options.quantize, "--adapter": options.adapters}
+    for name, value in asked.items():
+        if value:
+            raise UsageError(f"{name} works on checkpoints; this is {layout}, whose graphs are taken as they are")
+
+
 def finish(found: Assembled, target: Path, options: BuildOptions, tell: Progress) -> str:
     """Write the bundle file `target`, once it has given what its tests say, and return its id.
 
@@ -46,11 +56,13 @@ def finish(found: Assembled, target: Path, options: BuildOptions, tell: Progress
         ProofError: a graph variant gives another result than the source; nothing is written.
         InvalidBundle: what was assembled is against the format; nothing is written.
     """
+    from genai_bundle.builder.report import Report
     from genai_bundle.bundle import open_bundle
     from genai_bundle.writer import write_bundle
 
+    report = Report.of(tell)
     for line in found.report:
-        tell(line)
+        report.note(line)
 
     def prove(path: Path) -> None:
         from genai_bundle.builder.prove import prove_tests  # late: brings the runner and its engines
@@ -58,7 +70,7 @@ def finish(found: Assembled, target: Path, options: BuildOptions, tell: Progress
         tell("checking")
         open_bundle(path).close()
         tell("running the tests")
-        prove_tests(path)
+        report.tested(prove_tests(path))
 
     manifest = {**found.manifest, **{key: value for key, value in options.details.items() if value}}
     tell("writing")

@@ -57,19 +57,25 @@ class Pipeline:
 
 
 def assemble_pipeline(
-    path: Path, found: Pipeline, configs: Sequence[Section], notes: Sequence[str], options: BuildOptions, tell: Progress
+    path: Path,
+    found: Pipeline,
+    configs: Sequence[Section],
+    notes: Sequence[str],
+    options: BuildOptions,
+    tell: Progress,
+    read: Sequence[Path] = (),
 ) -> Assembled:
-    """Settle what the configurations say, run the source, write the manifest.
+    """Settle what the configurations say, run the source, write the manifest. read: other files that had a say.
 
     Raises SourceError: keys are not understood, or a graph cannot be run or may not be in a bundle.
     """
     dropped = settle(configs, allow_lossy=options.allow_lossy)
     before = found.before
     steps, made = generation(found.body, found.text)
-    graphs = [*(before.graphs if before else []), *(stage.graph for stage in found.body.stages), *made]
+    graphs = [*(before.graphs if before else []), *found.body.graphs(), *made]
     entries, members, features = pack_graphs(graphs)
     tests, proof = _ask(found, tell)
-    files = [graph.file for graph in graphs if graph.file] + [path / config.file for config in configs]
+    files = [*read, *(graph.file for graph in graphs if graph.file)] + [path / config.file for config in configs]
     files += [path / name for name in found.text.assets.files] if found.text.assets else []
     prompt = found.text.inputs()
     if found.longest is not None and "ids" in prompt:
@@ -99,7 +105,7 @@ def _ask(found: Pipeline, tell: Progress) -> tuple[list[Json], Json]:
     tell("running the source")
     before = found.before
     stages = found.body.stages
-    graphs = [*(before.graphs if before else []), *(stage.graph for stage in stages)]
+    graphs = [*(before.graphs if before else []), *found.body.graphs()]
     graphs += [stage.prompt for stage in stages if stage.prompt]
     runs = {graph.name: source_graph(graph.file) for graph in graphs if graph.file}
     runs |= {name: wrap(runs[name]) for name, wrap in found.wraps.items()}

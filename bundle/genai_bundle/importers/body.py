@@ -56,19 +56,32 @@ class Stage:
 
 @dataclass(frozen=True)
 class Body:
-    """From ids (the value `carried`) to logits (the value `logits`)."""
+    """From ids (the value `carried`) to logits (the value `scores`). banned: ids that are never drawn."""
 
     stages: Sequence[Stage]
     caches: Sequence[Cache]
     carried: str = "ids"
-    logits: str = "logits"
+    scores: str = "logits"
+    banned: tuple[int, ...] = ()
+
+    @property
+    def logits(self) -> str:
+        """The value that tokens are drawn from."""
+        return "allowed" if self.banned else self.scores
+
+    def graphs(self) -> list[SourceGraph]:
+        """The stages' graphs, each once, and what else the steps run."""
+        own = {stage.graph.name: stage.graph for stage in self.stages}
+        return [*own.values(), *([_allow(self.banned)] if self.banned else [])]
 
     def state(self) -> Json:
         return {cache.name: cache.entry() for cache in self.caches}
 
     def steps(self) -> list[Json]:
         """The manifest's steps of one iteration."""
-        return [self._step(stage) for stage in self.stages]
+        found = [self._step(stage) for stage in self.stages]
+        allow = {"run": "allow", "in": {"logits": self.scores}, "out": {"allowed": self.logits}}
+        return [*found, allow] if self.banned else found
 
     def _step(self, stage: Stage) -> Json:
         own = [cache for cache in self.caches if cache.graph == stage.graph.name]
@@ -112,11 +125,25 @@ class Body:
                 given = {port: fields[name] if name in FIELDS else known[name] for port, name in stage.feeds.items()}
                 outputs = graph(len(ids), {**given, **stage.literals})
                 known |= {name: outputs[port] for port, name in stage.outputs.items()}
-            logits: Array = known[self.logits]
-            last: Array = logits.reshape(-1, logits.shape[-1])[-1]
+            logits: Array = known[self.scores]
+            last: Array = logits.reshape(-1, logits.shape[-1])[-1].astype(np.float32)
+            last[list(self.banned)] = -np.inf
             return last
 
         return step
+
+
+def _allow(banned: Sequence[int]) -> SourceGraph:
+    """Takes from the logits what is never to be drawn."""
+    ids = ", ".join(map(str, banned))
+    return made_graph(
+        "allow",
+        f"allow (float[1,S,V] logits) => (float[1,S,V] allowed) <int64[{len(banned)}] banned = {{{ids}}},"
+        " int64[1] rows = {0}, float[2] free_taken = {0.0, 1.0}, float far = {-3.0e38}> {"
+        "  size = Shape <start = 2, end = 3> (logits)  places = OneHot (banned, size, free_taken)"
+        "  taken = ReduceMax <keepdims = 0> (places, rows)  truth = Cast <to = 9> (taken)"
+        "  allowed = Where (truth, far, logits) }",
+    )
 
 
 def generation(body: Body, text: Text) -> tuple[list[Json], list[SourceGraph]]:

@@ -7,6 +7,7 @@ An importer asks a `Section` for the keys that it knows. What nobody asked for m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -149,6 +150,15 @@ def read_section(path: Path, *, required: bool = False) -> Section | None:
     """The JSON object in a file; None where there is no file and none is `required`. Raises SourceError."""
     values = read_object(path, required=required)
     return None if values is None else Section(values, path.name)
+
+
+def read_list(path: Path) -> list[Section]:
+    """The objects of a file that holds a list of them. Raises SourceError."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise SourceError(f"is not JSON: {error}", where=path.name) from error
+    return Section({"": values}, path.name).sections("")
 
 
 def settle(sections: Sequence[Section], *, allow_lossy: bool) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from genai_bundle.builder.text_assets import TextAssets, read_text_assets
 from genai_bundle.errors import SourceError
+from genai_bundle.importers.foreign import Section
 from genai_bundle.importers.plain import PROMPTS
 from genai_bundle.writer import Source
 
@@ -90,10 +91,20 @@ def read_text(path: Path, eos: Sequence[int] | None, configs: Sequence[Mapping[s
     (`configs`, in this order) and the tokenizer. Raises SourceError: a vocabulary that cannot be used.
     """
     if not (path / "tokenizer.json").is_file() and not any((path / name).exists() for name in OTHER_VOCABULARIES):
-        return Text(None, tuple(eos or ()))
+        return Text(None, tuple(eos) if eos is not None else _stated(configs))
     config, generation = (*configs, {}, {})[:2]
     assets = read_text_assets(path, config, generation)
     return Text(assets, tuple(eos) if eos is not None else assets.eos)
+
+
+def _stated(configs: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """The ending ids that configurations state."""
+    found: list[int] = []
+    for config in configs:
+        for part in (config, config.get("text_config")):
+            if isinstance(part, Mapping):
+                found += Section(part, "config.json").ids("eos_token_id")
+    return tuple(dict.fromkeys(found))
 
 
 def check_vocabulary(text: Text, rows: int, where: str) -> None:

@@ -19,9 +19,12 @@ ir = optional("onnx_ir", "torch")
 
 from bundle.exports.peer import Peer, exported, prompts  # noqa: E402
 from genai_bundle.builder import from_checkpoint  # noqa: E402
+from genai_bundle.builder.build import build  # noqa: E402
 from genai_bundle.builder.from_checkpoint import build_checkpoint  # noqa: E402
 from genai_bundle.builder.options import BuildOptions  # noqa: E402
+from genai_bundle.builder.report import Report, summary  # noqa: E402
 from genai_bundle.bundle import open_bundle  # noqa: E402
+from genai_bundle.cli.report import build_rows  # noqa: E402
 from genai_bundle.errors import ProofError, SourceError, UsageError  # noqa: E402
 from genai_runner import load  # noqa: E402
 
@@ -136,9 +139,51 @@ def test_a_graph_that_computes_something_else_is_not_written(
     target = tmp_path / "wrong.genai"
     target.write_bytes(b"before")
     with pytest.raises(ProofError, match=r"variant 'ort-cpu', logits: prefill .* present\.1\.key"):
-        build_checkpoint(tiny, target, BuildOptions(overwrite=True))
+        build_checkpoint(tiny, target, BuildOptions(overwrite=True, exporter="transformers"))
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.genai"]
     assert target.read_bytes() == b"before"
+
+
+@pytest.mark.usefixtures("export_once")
+def test_the_report_says_which_exporter_failed_and_the_bundle_says_it_too(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genai_bundle.builder.kinds import causal
+
+    def broken(_: object) -> Any:
+        raise SourceError("meets an operator of 1.25 years ago", where="somewhere")
+
+    known = causal.exporters()
+    monkeypatch.setattr(causal, "exporters", lambda: {"broken": broken, "transformers": known["transformers"]})
+    told: list[str] = []
+    report = Report(told.append)
+    build(tiny, tmp_path / "x.genai", progress=report)
+    assert [(name, str(error)) for name, error in report.failures] == [
+        ("broken", "somewhere: meets an operator of 1.25 years ago")
+    ]
+    assert report.layout == "a checkpoint folder"
+    assert list(report.proved) == ["portable", "ort-cpu"]
+    assert all(gap is not None and gap < 1e-3 for gap in report.proved.values())
+    with open_bundle(tmp_path / "x.genai") as bundle:
+        facts = summary(report, tiny, bundle)
+        source = bundle.manifest.source
+    assert source["tried"] == [{"name": "broken", "failed": "export"}]
+    assert source["proof"]["forms"] == ["portable", "ort-cpu"]
+    read = sum((tiny / name).stat().st_size for name in source["files"])
+    assert facts["read"] == {"files": source["files"], "size": read}
+    assert 0.5 < facts["sizes"]["weights"] / read < 1.1
+    assert "1.25 years" not in json.dumps(source)
+    words = [word for word, _ in build_rows(facts)]
+    assert list(dict.fromkeys(words)) == [
+        "source",
+        "exporter",
+        "tried",
+        "read",
+        "proof",
+        "proved",
+        "weights",
+        "size",
+    ]
 
 
 @pytest.mark.usefixtures("export_once")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bundle.exports.peer import Peer, exported, prompts
 from genai_bundle.builder.build import build
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import UsageError
+from genai_bundle.exports import choose
 from genai_bundle.exports.generator import generator
 from genai_bundle.exports.rewiring import EVERY, rewire
 from genai_runner import load
@@ -146,6 +148,24 @@ def test_a_mask_is_added_where_the_graph_has_none(tmp_path: Path) -> None:
     inputs = [value.name for value in onnx.load(folder / "model.onnx", load_external_data=False).graph.input]
     assert inputs[:3] == ["input_ids", "attention_mask", "position_ids"]
     assert not {"seqlens_k", "total_sequence_length", "num_logits"} & {*inputs}
+
+
+def test_an_adapter_is_fixed_into_the_graph(tmp_path: Path) -> None:
+    """`project` of the specification's example: without an adapter it doubles, `swap` exchanges the two numbers."""
+    source = Path(__file__).parents[3] / "spec" / "manifest.md"
+    [recipe] = [text for text in re.findall(r"```yaml recipe\n(.*?)```", source.read_text(), re.S) if "swap:" in text]
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    build(tmp_path / "recipe.yaml", tmp_path / "x.genai")
+    for adapter, wanted in ((None, [[2.0, 4.0]]), ("swap", [[4.0, 2.0]]), ("first", [[3.0, 4.0]])):
+        with open_bundle(tmp_path / "x.genai") as opened:
+            planned = choose("folder").plan(opened, "auto", adapter)
+        run = ReferenceEvaluator(planned.models["project.onnx"])
+        assert run.input_names == ["x"]
+        assert run.run(None, {"x": np.array([[1, 2]], np.float32)})[0].tolist() == wanted
+        lost = [line for line in planned.lost if line.startswith("adapters: ")]
+        assert [line.split("'")[1] for line in lost] == sorted({"first", "swap"} - {adapter})
+    with open_bundle(tmp_path / "x.genai") as opened, pytest.raises(UsageError, match="no adapter 'other'"):
+        choose("folder").plan(opened, "auto", "other")
 
 
 RECURRENT = {"kv": {"graph": "decoder", "ports": {"p": "q"}, "update": "replace", "tokens": "ids"}}

@@ -19,6 +19,7 @@ import pytest
 from bundle.importers import tiny
 from genai_bundle.builder.build import build
 from genai_bundle.builder.options import BuildOptions
+from genai_bundle.builder.report import Report
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import SourceError
 from genai_runner import load
@@ -203,7 +204,10 @@ def test_names_of_ports_come_from_the_configuration(tmp_path: Path) -> None:
 
 def test_the_record_says_what_was_read_and_compared(one_graph: Path) -> None:
     told: list[str] = []
-    build(one_graph, one_graph.parent / "x.genai", progress=told.append)
+    report = Report(told.append)
+    build(one_graph, one_graph.parent / "x.genai", progress=report)
+    assert "left out, for the caller to choose: search.num_beams" in report.notes
+    assert (report.layout, report.proved) == ("a folder of ONNX Runtime GenAI", {"portable": None})
     assert "this is a folder of ONNX Runtime GenAI" in told
     assert "left out, deployment and not meaning: model.decoder.session_options" in told
     assert "left out, for the caller to choose: search.num_beams" in told

@@ -116,21 +116,19 @@ def sample(model: Any, batch: int, sequence: int, past: int) -> dict[str, Any]:
     """Arguments of one cached forward: `sequence` tokens after `past` held ones, the first row padded on the left.
 
     An all-ones mask would be dropped from the graph, a past of one token frozen into it: hence the padded row and
-    `past` >= 2.
+    `past` >= 2. A model without a cache of keys takes neither positions nor a mask: its states hold no places.
     """
+    parameters = inspect.signature(model.forward).parameters
+    name = "cache" if "cache" in parameters else "past_key_values"
     ids = torch.zeros(batch, past, dtype=torch.long)
-    cache = _zeros_like(model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values)
-    mask = torch.ones(batch, past + sequence, dtype=torch.long)
-    mask[0, 0] = 0
-    positions = torch.arange(past, past + sequence)[None].repeat(batch, 1)
-    return {
-        "input_ids": torch.zeros(batch, sequence, dtype=torch.long),
-        "attention_mask": mask,
-        "position_ids": positions,
-        "past_key_values": cache,
-        "logits_to_keep": torch.arange(sequence),
-        "use_cache": True,
-    }
+    cache = _zeros_like(model(input_ids=ids, use_cache=True, logits_to_keep=1)[name])
+    arguments = {"input_ids": torch.zeros(batch, sequence, dtype=torch.long)}
+    if any(hasattr(layer, "keys") for layer in cache.layers):
+        mask = torch.ones(batch, past + sequence, dtype=torch.long)
+        mask[0, 0] = 0
+        arguments["attention_mask"] = mask
+        arguments["position_ids"] = torch.arange(past, past + sequence)[None].repeat(batch, 1)
+    return {**arguments, name: cache, "logits_to_keep": torch.arange(sequence), "use_cache": True}
 
 
 def dynamic_axes(first: Any, second: Any) -> Any:
@@ -158,7 +156,8 @@ def _leaves(value: Any) -> list[Any]:
 def _zeros_like(value: Any) -> Any:
     """The cache with real zeros in place of fake tensors."""
     for layer in value.layers:
-        for name, tensor in vars(layer).items():
-            if isinstance(tensor, torch.Tensor):
-                setattr(layer, name, torch.zeros(tensor.shape, dtype=tensor.dtype))
+        for held in (vars(layer), *(inner for inner in vars(layer).values() if isinstance(inner, dict))):
+            for name, tensor in held.items():
+                if isinstance(tensor, torch.Tensor):
+                    held[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     return value

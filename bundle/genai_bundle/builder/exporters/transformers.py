@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from genai_bundle.builder import tidy
 from genai_bundle.builder.checkpoint import Checkpoint
 from genai_bundle.builder.exporters import KV_STATE, Export
 from genai_bundle.builder.exporters.quiet import quiet
+from genai_bundle.builder.exporters.recurrence import as_scans
 from genai_bundle.builder.exporters.skeleton import construct, sample
 from genai_bundle.builder.exporters.tracing import NAME, Weights, bind, trace, traceable
 from genai_bundle.errors import SourceError
@@ -21,8 +23,10 @@ from genai_bundle.errors import SourceError
 BATCH, SEQUENCE, PAST = 2, 3, 5
 """The traced sample. Three different numbers, none of them 1, so that no axis is mistaken for another or frozen."""
 
-_CACHE = re.compile(r"(?:\w+\.)+layers\.(\d+)\.(keys|values)")
+_CACHE = re.compile(r"(?:\w+\.)+layers\.(\d+)\.(keys|values|conv_states|recurrent_states)(?:\.(\d+))?")
 """A cache's tensor among the ports. What comes before `layers` changes with the release of transformers."""
+
+_FIELDS = {"keys": "key", "values": "value", "conv_states": "conv", "recurrent_states": "recurrent"}
 
 
 def export_decoder(checkpoint: Checkpoint) -> Export:
@@ -31,52 +35,99 @@ def export_decoder(checkpoint: Checkpoint) -> Export:
     Raises:
         SourceError: transformers does not know the model, or the checkpoint lacks one of its tensors.
     """
+    return _export(checkpoint, SEQUENCE, SEQUENCE + 3)
+
+
+def export_steps(checkpoint: Checkpoint) -> Export:
+    """The same, one token a run: for recurrences that are not exported over a whole text (see recurrence.py).
+
+    A runner feeds the prompt token by token then, which is right and slow.
+
+    Raises:
+        SourceError: as `export_decoder`; the model has no recurrence.
+    """
+    export = _export(checkpoint, 1, 1)
+    if "recurrent" not in export.state:
+        raise SourceError("the model has no recurrence that would need steps of one token", where="config.json")
+    return export
+
+
+def _export(checkpoint: Checkpoint, *sequences: int) -> Export:
+    """Traced with samples of these lengths; the axis is dynamic where they differ."""
     with quiet(), torch.no_grad():
         model = construct(checkpoint.path)
-        program = _trace(model, bind(model, checkpoint))
+        program = _trace(model, bind(model, checkpoint), sequences)
     _name_ports(program)
     tidy.slice_before_head(program, indices="logits_to_keep", count="num_logits")
     tidy.simplify_padding_mask(program, "attention_mask")
     tidy.finish(program)
-    return Export({"decoder": program}, {"kv": KV_STATE}, NAME, transformers.__version__)
+    return Export({"decoder": program}, states(program), NAME, transformers.__version__)
 
 
-def _trace(model: Any, weights: Weights) -> ir.Model:
+def _trace(model: Any, weights: Weights, sequences: Sequence[int]) -> ir.Model:
     with traceable():
-        first = sample(model, BATCH, SEQUENCE, PAST)
-        second = sample(model, BATCH + 2, SEQUENCE + 3, PAST + 4)
-    return trace(model, weights, first, second)
+        first = sample(model, BATCH, sequences[0], PAST)
+        second = sample(model, BATCH + 2, sequences[-1], PAST + 4)
+    with as_scans(model):
+        return trace(model, weights, first, second)
+
+
+def states(model: ir.Model) -> Mapping[str, Mapping[str, Any]]:
+    """The manifest's states for the cache ports of a decoder: keys and values grow, other states are replaced."""
+    fields = {str(value.name).split(".", 2)[2] for value in model.graph.inputs if _is_past(value)}
+    if fields == {"key", "value"}:
+        return {"kv": KV_STATE}
+    grown, replaced = (
+        {f"past_key_values.{{n}}.{field}": f"present.{{n}}.{field}" for field in sorted(own)}
+        for own in (fields & {"key", "value"}, fields - {"key", "value"})
+    )
+    recurrent = {"graph": "decoder", "ports": replaced, "update": "replace", "tokens": "input_ids"}
+    return ({"kv": {**KV_STATE, "ports": grown}} if grown else {}) | {"recurrent": recurrent}
+
+
+def _is_past(value: ir.Value) -> bool:
+    return str(value.name).startswith("past_key_values.")
 
 
 def _name_ports(model: ir.Model) -> None:
     """Name states as the field does, drop outputs that only repeat an input, and give the dynamic axes their names."""
     for value in model.graph.inputs:
         if match := _CACHE.fullmatch(value.name or ""):
-            value.name = f"past_key_values.{match[1]}.{match[2].removesuffix('s')}"
+            value.name = f"past_key_values.{match[1]}.{_FIELDS[match[2]]}{int(match[3] or 0) or ''}"
     for value in list(model.graph.outputs):
         producer = value.producer()
         if producer is None or (producer.op_type == "Identity" and producer.inputs[0] in model.graph.inputs):
             model.graph.outputs.remove(value)
         elif match := _CACHE.fullmatch(value.name or ""):
-            value.name = f"present.{match[1]}.{match[2].removesuffix('s')}"
+            value.name = f"present.{match[1]}.{_FIELDS[match[2]]}{int(match[3] or 0) or ''}"
         elif value.name != "logits":
             raise SourceError(f"the exported graph has the output '{value.name}', a state of a kind not built yet")
     tidy.drop_unused(model)
-    for value in [value for value in model.graph.inputs if not value.uses() and "._" in str(value.name)]:
-        model.graph.inputs.remove(value)  # a private counter of a cache class, which the traced graph does not read
-    inputs = {value.name: value for value in model.graph.inputs}
+    for value in [value for value in model.graph.inputs if not value.uses() and not _is_past(value)]:
+        model.graph.inputs.remove(value)  # a counter of a cache class, or positions that the model does not use
+    inputs = {str(value.name): value for value in model.graph.inputs}
     known = {"input_ids", "attention_mask", "position_ids", "logits_to_keep"}
-    strange = [name for name in inputs if name not in known and not str(name).startswith("past_key_values.")]
-    if strange or known - inputs.keys():
-        raise SourceError(f"the exported graph has the inputs {sorted(map(str, inputs))}, expected {sorted(known)}")
-    past = next((value for name, value in inputs.items() if str(name).startswith("past_key_values.")), None)
-    if past is None:
+    strange = [name for name, value in inputs.items() if name not in known and not _is_past(value)]
+    if strange or not {"input_ids", "logits_to_keep"} <= inputs.keys():
+        raise SourceError(f"the exported graph has the inputs {sorted(inputs)}, expected {sorted(known)}")
+    _name_axes(model, inputs)
+
+
+def _name_axes(model: ir.Model, inputs: Mapping[str, ir.Value]) -> None:
+    ids = inputs["input_ids"]
+    names, sequence = {_dim(ids, 0): "batch"}, "1"
+    if ids.shape is not None and ids.shape[1] != 1:
+        sequence = _dim(ids, 1)
+        names |= {sequence: "sequence", _dim(inputs["logits_to_keep"], 0): "num_logits"}
+    keys = next((value for name, value in inputs.items() if name.endswith(".key")), None)
+    if keys is not None:
+        held = _dim(keys, 2)
+        names |= {held: "past", f"{held} + {sequence}": "total", f"{sequence} + {held}": "total"}
+    elif not any(map(_is_past, inputs.values())):
         raise SourceError("the exported graph has no cache")
-    batch, sequence = _dim(inputs["input_ids"], 0), _dim(inputs["input_ids"], 1)
-    held, kept = _dim(past, 2), _dim(inputs["logits_to_keep"], 0)
-    names = {batch: "batch", sequence: "sequence", held: "past", kept: "num_logits", f"{held} + {sequence}": "total"}
-    tidy.name_axes(model, names | {f"{sequence} + {held}": "total"})
-    inputs["attention_mask"].shape = ir.Shape(["batch", "total"])
+    tidy.name_axes(model, names)
+    if "attention_mask" in inputs:
+        inputs["attention_mask"].shape = ir.Shape(["batch", "total"])
 
 
 def _dim(value: ir.Value, axis: int) -> str:

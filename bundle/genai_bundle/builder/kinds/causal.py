@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genai_bundle.builder.checkpoint import Checkpoint
+from genai_bundle.builder.checkpoint import UNLIMITED, Checkpoint
 from genai_bundle.builder.kinds import Evidence
 from genai_bundle.builder.parity import TOLERANCE
 
@@ -19,6 +19,9 @@ STEPS = 24
 """Cached steps of each: more than the 16 that a proof needs."""
 
 
+BATCH = "batch of two rows, of different length where the graph has a mask or lengths"
+
+
 def matches(config: Mapping[str, Any]) -> bool:
     """A config without `architectures` is taken for one, as transformers' AutoModelForCausalLM would."""
     named = config.get("architectures") or ["ForCausalLM"]
@@ -28,9 +31,13 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 
 def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
-    from genai_bundle.builder.exporters.transformers import export_decoder
+    from genai_bundle.builder.exporters import mobius, transformers
 
-    return {"transformers": export_decoder}
+    return {
+        "transformers": transformers.export_decoder,
+        "mobius": mobius.export_decoder,
+        "transformers-steps": transformers.export_steps,
+    }
 
 
 def ask(checkpoint: Checkpoint) -> Evidence:
@@ -46,7 +53,7 @@ def ask(checkpoint: Checkpoint) -> Evidence:
         "reference": reference_name(),
         "steps": STEPS,
         "max_abs": TOLERANCE,
-        "checks": ["prefill", "cached steps", "pieces", "padded batch of two", *more, "greedy tokens"],
+        "checks": ["prefill", "cached steps", "pieces", BATCH, *more, "greedy tokens"],
     }
 
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
@@ -57,7 +64,7 @@ def ask(checkpoint: Checkpoint) -> Evidence:
 
 def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     text = checkpoint.text
-    capacity = {"capacity": checkpoint.context}
+    capacity = {"capacity": checkpoint.context} if checkpoint.context < UNLIMITED else {}
     return {
         "task": "text-generation",
         "graphs": graphs,
@@ -66,7 +73,7 @@ def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mappin
         "state": {
             name: {**entry, **(capacity if entry["update"] == "append" else {})} for name, entry in export.state.items()
         },
-        "steps": _steps(text.template is not None, variant=_has_shared(graphs["decoder"])),
+        "steps": _steps(text.template is not None, _feeds(export, shared=_has_shared(graphs["decoder"]))),
         "text": {
             "tokenizer": "tokenizer.json",
             **({"template": "chat_template.jinja"} if text.template is not None else {}),
@@ -97,13 +104,22 @@ def _inputs(chat: bool) -> dict[str, Any]:
     return {"prompt": prompt | {"optional": True}, "messages": messages}
 
 
-def _steps(chat: bool, *, variant: bool) -> list[dict[str, Any]]:
+def _feeds(export: Export, *, shared: bool) -> dict[str, str]:
+    """What the decoder's ports are given: the ids, and of the first state's fields those that the graph or its variant
+    has a port for."""
+    state = next(iter(export.state))
+    fields = {"position_ids": "positions", "attention_mask": "mask"}
+    ports = {str(value.name) for value in export.graphs["decoder"].graph.inputs}
+    if shared:
+        fields |= {"seqlens_k": "last", "total_sequence_length": "total"}
+        ports |= fields.keys()
+    return {"input_ids": "ids"} | {port: f"{state}.{field}" for port, field in fields.items() if port in ports}
+
+
+def _steps(chat: bool, feeds: Mapping[str, str]) -> list[dict[str, Any]]:
     encode = {"run": "text.encode@1", "in": {"text": "prompt"}, "out": {"ids": "ids"}}
     render = {"run": "text.chat@1", "in": {"messages": "messages"}, "out": {"ids": "ids"}}
     begin = {"if": "messages", "then": [render], "else": [encode], "out": ["ids"]} if chat else encode
-    feeds = {"input_ids": "ids", "position_ids": "kv.positions", "attention_mask": "kv.mask"}
-    if variant:
-        feeds |= {"seqlens_k": "kv.last", "total_sequence_length": "kv.total"}
-    step = {"run": "decoder", "in": feeds, "with": {"num_logits": 1}, "out": {"logits": "logits"}}
+    step = {"run": "decoder", "in": dict(feeds), "with": {"num_logits": 1}, "out": {"logits": "logits"}}
     emit = {"tokens": "token", "text": "text.decode@1"}
     return [begin, {"generate": {"carry": {"ids": "token"}, "do": [step], "logits": "logits", "emit": emit}}]

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from genai_bundle.builder.checkpoint import Checkpoint, check_vocabulary, generation_defaults
 from genai_bundle.builder.json_file import read_object
 from genai_bundle.builder.options import BuildOptions
+from genai_bundle.builder.report import Report
 from genai_bundle.builder.text_assets import read_text_assets
 from genai_bundle.errors import SourceError
 from genai_bundle.importers.gguf.file import GgufFile, is_gguf, read_gguf
@@ -62,7 +63,7 @@ def as_checkpoint(file: GgufFile, folder: Path, *, lossy: bool, tell: Callable[[
             hint="Give --allow-lossy to drop them",
         )  # fmt: skip
     if dropped or strange:
-        tell(f"dropped: {', '.join([*dropped, *strange])}")
+        Report.of(tell).note(f"dropped: {', '.join([*dropped, *strange])}")
     (folder / file.path.name).symlink_to(file.path.resolve())
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     write_text_files(file, folder)
@@ -73,7 +74,7 @@ def as_checkpoint(file: GgufFile, folder: Path, *, lossy: bool, tell: Callable[[
     widened = Counter(tensor.kind for tensor in file.tensors.values() if tensor.kind not in STORED)
     if widened:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(widened.items()))
-        tell(f"decoded to float32: {counts}; --quantize makes them small again")
+        Report.of(tell).note(f"decoded to float32: {counts}; --quantize makes them small again")
     return Checkpoint(
         path=folder,
         config=config,

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoders as Optimum and transformers.js write them, alone and behind an encoder.
+
+A merged decoder has a branch for the first run, which makes the cross cache, and one for later runs, which gives none:
+`use_cache_branch` is the number of tokens held, as a truth value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from genai_bundle.importers.assembling import Before
+from genai_bundle.importers.body import Body, Cache, Stage
+from genai_bundle.importers.graphs import SourceGraph, made_graph
+from genai_bundle.importers.plain import Array, Run, shaped
+from genai_bundle.ports import Ports, match_ports
+
+FED = {
+    "attention_mask": "mask", "decoder_attention_mask": "mask", "position_ids": "positions", "use_cache_branch": "len",
+}  # fmt: skip
+LITERALS: Mapping[str, Any] = {"num_logits_to_keep": 1}
+
+GROWN = {"past_key_values.{n}.key": "present.{n}.key", "past_key_values.{n}.value": "present.{n}.value"}
+SELF = {f"past_key_values.{{n}}.decoder.{kind}": f"present.{{n}}.decoder.{kind}" for kind in ("key", "value")}
+CROSS = {f"past_key_values.{{n}}.encoder.{kind}": f"present.{{n}}.encoder.{kind}" for kind in ("key", "value")}
+REPLACED = re.compile(r"past_(conv|recurrent|ssm)\.\d+")
+
+
+def decoder_body(graph: SourceGraph, context: int | None, banned: tuple[int, ...]) -> Body:
+    """A decoder alone. Raises SourceError: a port has no role that is understood."""
+    ports = graph.ports
+    caches = [_grown("kv", graph, GROWN, context)]
+    for kind in sorted({found[1] for name in ports.inputs if (found := REPLACED.fullmatch(name))}):
+        caches.append(Cache(kind, graph.name, {f"past_{kind}.{{n}}": f"present_{kind}.{{n}}"}, update="replace"))
+    feeds = {"input_ids": "ids"} | {port: role for port, role in FED.items() if port in ports.inputs}
+    return Body([_stage(graph, feeds, caches)], caches, banned=banned)
+
+
+def encoder_decoder(
+    encoder: SourceGraph, decoder: SourceGraph, context: int | None, start: Sequence[int], banned: tuple[int, ...]
+) -> tuple[Body, Before]:
+    """What runs for each token, and what runs once before. start: the ids that an answer begins with."""
+    ports = decoder.ports
+    caches = [_grown("self", decoder, SELF, context), Cache("cross", decoder.name, CROSS, update="once")]
+    feeds = {"input_ids": "start"} | {port: role for port, role in FED.items() if port in ports.inputs}
+    once = {"encoder_hidden_states": "encoded", "encoder_attention_mask": "source_mask"}
+    feeds |= {port: value for port, value in once.items() if port in ports.inputs}
+    body = Body([_stage(decoder, feeds, caches)], caches, carried="start", banned=banned)
+    extra = [name for name in encoder.ports.inputs if name not in ("input_ids", "attention_mask")]
+    if extra or "last_hidden_state" not in encoder.ports.outputs:
+        raise encoder.error(
+            f"is no encoder of text: its ports are {', '.join([*encoder.ports.inputs, '->', *encoder.ports.outputs])}"
+        )
+    mask = made_graph(
+        "mask",
+        "mask (int64[1,N] ids) => (int64[1,N] mask)"
+        " { size = Shape (ids)  mask = ConstantOfShape <value: tensor = int64[1] {1}> (size) }",
+    )
+    reads = {"input_ids": "ids"} | (
+        {"attention_mask": "source_mask"} if "attention_mask" in encoder.ports.inputs else {}
+    )
+    needs = "source_mask" in {*reads.values(), *feeds.values()}
+    steps = [
+        *([{"run": "mask", "in": {"ids": "ids"}, "out": {"mask": "source_mask"}}] if needs else []),
+        {"run": encoder.name, "in": reads, "out": {"last_hidden_state": "encoded"}},
+    ]  # fmt: skip
+
+    def plain(prompt: Sequence[int], runs: Mapping[str, Run]) -> tuple[Mapping[str, Array], Sequence[int]]:
+        known = {"ids": np.array([prompt]), "source_mask": np.ones((1, len(prompt)))}
+        given = {port: shaped(known[value], encoder.ports.inputs[port]) for port, value in reads.items()}
+        return known | {"encoded": runs[encoder.name](given)["last_hidden_state"]}, start
+
+    begin = {
+        "type": "i64", "dims": [1, "S"], "default": [list(start)], "description": "The ids that an answer begins with."
+    }  # fmt: skip
+    return body, Before([encoder, *([mask] if needs else [])], steps, {"start": begin}, plain)
+
+
+def _stage(graph: SourceGraph, feeds: dict[str, str], caches: Sequence[Cache]) -> Stage:
+    ports = graph.ports
+    literals = {port: value for port, value in LITERALS.items() if port in ports.inputs}
+    past = {port for cache in caches for port in match_ports(cache.ports, ports)}
+    fed = {*feeds, *literals, *past}
+    unfed = [name for name, port in ports.inputs.items() if name not in fed and not port.optional]
+    if unfed or "input_ids" not in ports.inputs:
+        raise graph.error(f"its input {(unfed or ['input_ids'])[0]!r} is missing or has a role that is not understood")
+    return Stage(graph, feeds, {"logits": "logits"}, literals)
+
+
+def _grown(name: str, graph: SourceGraph, patterns: Mapping[str, str], context: int | None) -> Cache:
+    pairs = match_ports(patterns, graph.ports)
+    if not pairs:
+        raise graph.error(
+            f"has no cache ports {next(iter(patterns))}",
+            "Export with a cache: `optimum-cli export onnx --task text-generation-with-past`",
+        )
+    past, present = next(iter(pairs.items()))
+    return Cache(name, graph.name, patterns, _axis(graph.ports, past, present), "append", "input_ids", context)
+
+
+def _axis(ports: Ports, past: str, present: str) -> int:
+    """Where tokens are counted: the one dim that a run changes."""
+    before, after = ports.inputs[past].dims, ports.outputs[present].dims
+    changed = [
+        axis for axis, (old, new) in enumerate(zip(before, after, strict=False)) if isinstance(old, str) and old != new
+    ]
+    return changed[0] if len(changed) == 1 else len(before) - 2
