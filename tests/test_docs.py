@@ -31,7 +31,7 @@ Every command takes `--help`. `genai-bundle --debug COMMAND ...` shows the trace
 
 Results go to stdout, everything else to stderr. An error is one line. Exit codes: 0 done, 1 a fault of the program,
 2 wrong usage, 3 an invalid bundle or source, 4 refused by trust, verification or proof, 5 a backend failed,
-130 interrupted.
+6 `diff` found a difference, 130 interrupted.
 """
 
 

@@ -2,8 +2,8 @@
 """The command ``genai-bundle``: one module for each of its commands. What a command needs is imported when it runs.
 
 Exit codes: 0 done, 1 an error of the program itself, 2 wrong usage, 3 invalid bundle or source, 4 refused by trust,
-verification or proof, 5 backend failure, 130 interrupted. An error is one line on stderr; ``--debug`` before the
-command shows the traceback instead.
+verification or proof, 5 backend failure, 6 `diff` found a difference, 130 interrupted. An error is one line on stderr;
+``--debug`` before the command shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from genai_bundle import __version__
-from genai_bundle.cli import build, export, inspect, pack, run, unpack, verify
+from genai_bundle.cli import build, diff, export, inspect, pack, run, unpack, verify
 from genai_bundle.errors import GenaiError
 
 INTERRUPTED = 130
@@ -71,7 +71,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, build, inspect, verify, unpack, pack, export):
+for command in (run, build, inspect, verify, unpack, pack, export, diff):
     command.register(app)
 
 _state = {"debug": False}
