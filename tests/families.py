@@ -96,6 +96,80 @@ TWO_SIDES: dict[str, Any] = {
     "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 40,
     "encoder_attention_heads": 4, "decoder_attention_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
+
+
+def encoder(
+    name: str, head: str = "Model", pooling: dict[str, Any] | None = None, **config: Any
+) -> Callable[[Path], None]:
+    """A maker of a text encoder: with a head, or with the files that sentence-transformers writes."""
+
+    def make(path: Path) -> None:
+        import transformers
+
+        made = getattr(transformers, f"{name}Config")(**(BASE | {"type_vocab_size": 2} | config))
+        auto = getattr(transformers, f"AutoModel{head.removeprefix('Model')}")
+        save(auto.from_config(made), path)
+        write_text_files(path)
+        tokenizer = byte_tokenizer()
+        ends = [("<s>", 1), ("</s>", 2)]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+        tokenizer.save(str(path / "tokenizer.json"))
+        if pooling is not None:
+            kinds = ["Transformer", "Pooling", "Normalize"]
+            modules = [{"idx": i, "path": f"{i}_{kind}", "type": f"x.models.{kind}"} for i, kind in enumerate(kinds)]
+            write_json(path / "modules.json", modules)
+            (path / "1_Pooling").mkdir()
+            write_json(path / "1_Pooling" / "config.json", pooling)
+
+    return make
+
+
+def clip(path: Path) -> None:
+    """Two towers of different width, pictures of 32 by 32, and a tokenizer that ends a text with the last id."""
+    import transformers
+
+    shared = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = shared | {"vocab_size": 260, "max_position_embeddings": 64, "eos_token_id": 258, "bos_token_id": 1}
+    vision = shared | {"hidden_size": 24, "image_size": 32, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=20)
+    save(transformers.CLIPModel(config), path)
+    write_text_files(path)
+    tokenizer = byte_tokenizer()
+    last = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])[-1]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"<s> $A {last[0]}", special_tokens=[("<s>", 1), last]
+    )
+    tokenizer.save(str(path / "tokenizer.json"))
+    settings = {
+        "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "resample": 3,
+        "crop_size": {"height": 32, "width": 32}, "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28],
+    }  # fmt: skip
+    write_json(path / "preprocessor_config.json", settings)
+
+
+def whisper(path: Path) -> None:
+    """A speech model of two seconds of sound, two languages and two tasks, with suppressed tokens."""
+    import transformers
+
+    made = {"vocab_size": 270, "num_mel_bins": 16, "max_source_positions": 100, "max_target_positions": 64}
+    ids = {"pad_token_id": 2, "eos_token_id": 2, "bos_token_id": 2, "decoder_start_token_id": 259}
+    config = transformers.WhisperConfig(**(TWO_SIDES | made | ids | {"max_length": 64}))
+    save(transformers.WhisperForConditionalGeneration(config), path)
+    write_text_files(path)
+    tokenizer = byte_tokenizer()
+    special = ["startoftranscript", "en", "de", "transcribe", "translate", "notimestamps"]
+    tokenizer.add_special_tokens([f"<|{name}|>" for name in special])
+    tokenizer.save(str(path / "tokenizer.json"))
+    asked = {
+        "lang_to_id": {"<|en|>": 260, "<|de|>": 261}, "task_to_id": {"transcribe": 262, "translate": 263},
+        "no_timestamps_token_id": 264, "is_multilingual": True, "max_length": 64,
+        "suppress_tokens": [5, 6, 259, 260, 261, 262, 263], "begin_suppress_tokens": [2, 40],
+    }  # fmt: skip
+    write_json(path / "generation_config.json", ids | asked)
+    features = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 16, "chunk_length": 2}
+    write_json(path / "preprocessor_config.json", features)
+
+
 MIXED = ["sliding_attention", "full_attention"]
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -170,4 +244,12 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "marian": seq2seq(
         "Marian", {"bad_words_ids": [[0]], "num_beams": 6}, **TWO_SIDES, decoder_vocab_size=260, scale_embedding=True
     ),
+    "bert": encoder("Bert", pooling={"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}),
+    "bert-classifier": encoder("Bert", "ForSequenceClassification", num_labels=3),
+    "bert-masked": encoder("Bert", "ForMaskedLM"),
+    "roberta-tokens": encoder("Roberta", "ForTokenClassification", num_labels=5),
+    "distilbert": encoder("DistilBert", dim=32, hidden_dim=48, n_layers=2, n_heads=4),
+    "mpnet": encoder("MPNet", pooling={"pooling_mode": "cls"}),
+    "clip": clip,
+    "whisper": whisper,
 }  # fmt: skip

@@ -39,8 +39,7 @@ def largest(check: str, got: Array, expected: Array, where: str, tolerance: floa
     """
     if got.shape != expected.shape:
         raise ProofError(f"{check}: has the shape {got.shape}, expected {expected.shape}", where=where)
-    gap = np.abs(got.astype(np.float64) - expected)
-    gap[np.isnan(gap)] = np.inf
+    gap = np.nan_to_num(np.abs(got.astype(np.float64) - expected), nan=np.inf, posinf=np.inf)
     worst = float(gap.max(initial=0.0))
     if not worst <= tolerance:
         place = [int(index) for index in np.unravel_index(int(gap.argmax()), gap.shape)]

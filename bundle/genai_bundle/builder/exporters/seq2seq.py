@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from genai_bundle.builder.checkpoint import Checkpoint
@@ -49,6 +49,20 @@ def export_text(checkpoint: Checkpoint) -> Export:
         return {"encoder": encoder(model, first, second), "decoder": decoder(model, first, masked=True)}
 
     return export_parts(checkpoint, AutoModelForSeq2SeqLM, parts, STATE)
+
+
+def export_speech(checkpoint: Checkpoint) -> Export:
+    """Speech to text: an encoder of features of one length, and a decoder that needs no mask for them."""
+
+    def parts(model: Any) -> Mapping[str, Part]:
+        config = model.config
+        frames = 2 * int(config.max_source_positions)  # the encoder's second convolution halves them
+        first, second = ({"input_features": torch.zeros(batch, int(config.num_mel_bins), frames)} for batch in (2, 4))
+        axes = {"*": ("batch", None, None)}
+        encoder = Part(_Encoder(model), first, second, axes)
+        return {"encoder": encoder, "decoder": decoder(model, first, masked=False)}
+
+    return export_parts(checkpoint, AutoModelForSpeechSeq2Seq, parts, STATE)
 
 
 def encoder(model: Any, first: Mapping[str, Any], second: Mapping[str, Any]) -> Part:

@@ -117,30 +117,30 @@ def states(export: Export, capacity: int | None) -> dict[str, Any]:
     return {name: {**entry, **(limit if entry["update"] == "append" else {})} for name, entry in export.state.items()}
 
 
-def answer_steps(export: Export) -> list[dict[str, Any]]:
+def answer_steps(export: Export, *, heard: bool = False) -> list[dict[str, Any]]:
     """From `hidden` and the first tokens `start` to the answer.
 
     The first run of the decoder hears the hidden states, every later one none of them: what it needs is in its cache.
+    `heard`: a run before these steps has heard them already.
     """
-    width = next(value for value in export.graphs["decoder"].graph.inputs if value.name == "encoder_hidden_states")
-    ports = {value.name for value in export.graphs["decoder"].graph.inputs}
-    feeds = {"input_ids": "start", "encoder_hidden_states": "heard"}
+    ports = {str(value.name): value for value in export.graphs["decoder"].graph.inputs}
+    width = int(ports["encoder_hidden_states"].shape[2])
+    nothing = {"run": "zeros@1", "with": {"shape": [1, 0, width]}, "out": {"y": "nothing"}}
+    feeds = {"input_ids": "start", "encoder_hidden_states": "nothing" if heard else "heard"}
     if "encoder_attention_mask" in ports:
         feeds["encoder_attention_mask"] = "cross.mask"
-    do: list[dict[str, Any]] = [
-        {"run": "decoder", "in": feeds, "out": {"logits": "logits"}},
-        {"run": "zeros@1", "with": {"shape": [1, 0, int(width.shape[2])]}, "out": {"y": "nothing"}},
-    ]
-    carry: dict[str, Any] = {"start": "token", "heard": ["hidden", "nothing"]}
+    before: list[dict[str, Any]] = [nothing] if heard else []
+    do: list[dict[str, Any]] = [{"run": "decoder", "in": feeds, "out": {"logits": "logits"}}]
+    do += [] if heard else [nothing]
+    carry: dict[str, Any] = {"start": "token", **({} if heard else {"heard": ["hidden", "nothing"]})}
     emit = {"tokens": "token", "text": "text.decode@1"}
-    if "suppress" not in export.graphs:
-        return [{"generate": {"carry": carry, "do": do, "logits": "logits", "emit": emit}}]
-    feeds = {"logits": "logits", "step": "step"}
-    do.append({"run": "suppress", "in": feeds, "out": {"scores": "scores", "next": "next"}})
-    return [
-        {"run": "zeros@1", "with": {"shape": [], "dtype": "i64"}, "out": {"y": "first"}},
-        {"generate": {"carry": {**carry, "step": ["first", "next"]}, "do": do, "logits": "scores", "emit": emit}},
-    ]
+    scores = "logits"
+    if "suppress" in export.graphs:
+        before.append({"run": "zeros@1", "with": {"shape": [], "dtype": "i64"}, "out": {"y": "first"}})
+        feeds = {"logits": "logits", "step": "step"}
+        do.append({"run": "suppress", "in": feeds, "out": {"scores": "scores", "next": "next"}})
+        carry["step"], scores = ["first", "next"], "scores"
+    return [*before, {"generate": {"carry": carry, "do": do, "logits": scores, "emit": emit}}]
 
 
 def members(checkpoint: Checkpoint) -> Mapping[str, Source]:
