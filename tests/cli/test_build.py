@@ -86,8 +86,8 @@ def test_a_wrong_test_refuses_the_build(recipe: Path, tmp_path: Path) -> None:
 def test_a_source_that_is_neither(tmp_path: Path) -> None:
     target = tmp_path / "x.genai"
     assert command("build", tmp_path / "absent", "-o", target).code == 2
-    (tmp_path / "model.onnx").write_bytes(b"")
-    assert "neither a folder" in command("build", tmp_path / "model.onnx", "-o", target).err
+    (tmp_path / "model.bin").write_bytes(b"")
+    assert "neither a folder" in command("build", tmp_path / "model.bin", "-o", target).err
 
 
 @pytest.mark.shared

@@ -21,7 +21,7 @@ Progress = Callable[[str], None]
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
-HINT = "Give a checkpoint folder or a recipe"
+HINT = "Give a checkpoint folder, a folder of ONNX graphs, a GGUF file or a recipe"
 
 
 def build(source: Path, target: Path, options: BuildOptions | None = None, progress: Progress | None = None) -> str:

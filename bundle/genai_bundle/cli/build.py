@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``genai-bundle build``: a bundle from a checkpoint folder or from a written recipe."""
+"""``genai-bundle build``: a bundle from a checkpoint, from a folder of graphs or from a written recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Examples:
   genai-bundle build checkpoint/ -o small.genai --quantize int4
   genai-bundle build checkpoint/ -o small.genai --quantize int4 --quantize-override "lm_head*=int8"
   genai-bundle build llama-3.2-1b-Q8_0.gguf -o llama.genai
+  genai-bundle build onnxruntime-genai-folder/ -o model.genai
+  genai-bundle build optimum-folder/ -o model.genai --dtype-suffix q4
   genai-bundle build recipe.yaml -o vad.genai
+  genai-bundle build model.onnx --draft-recipe -o recipe.yaml
 """
 
 
@@ -27,7 +30,8 @@ def register(app: typer.Typer) -> None:
 
 def build(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A checkpoint folder (with config.json), a GGUF file or a recipe.")
+        Path,
+        typer.Argument(metavar="SRC", help="A checkpoint folder, a folder of ONNX graphs, a GGUF file or a recipe."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The .genai file to write.")],
     name: Annotated[
@@ -61,14 +65,23 @@ def build(
         str | None,
         typer.Option(metavar="TEXT", help="Of a folder's graphs in several forms, such as q4, the one to take."),
     ] = None,
+    draft_recipe: Annotated[
+        bool, typer.Option("--draft-recipe", help="Of an .onnx file: write a recipe to FILE, to be filled in.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: id, path, size, report.")] = False,
 ) -> None:
     """Build a bundle, prove it against its source, and only then write it.
 
-    A checkpoint is exported with PyTorch (extra `build`), and so is what a GGUF file holds (extra `gguf`); a recipe
-    names graphs that exist and needs none.
+    A checkpoint is exported with PyTorch (extra `build`), and so is what a GGUF file holds (extra `gguf`). Folders of
+    ONNX graphs (ONNX Runtime GenAI, Optimum, transformers.js, sentence-transformers) and recipes need none.
     """
+    if draft_recipe:
+        from genai_bundle.importers.onnx_file import draft_recipe as write_draft
+
+        write_draft(source, output, overwrite=force)
+        typer.echo(f"{output}  a draft to be filled in, which builds as it is")
+        return
     from genai_bundle.builder.build import build as run_build
     from genai_bundle.builder.options import BuildOptions
     from genai_bundle.builder.report import Report, summary
