@@ -74,6 +74,11 @@ def simplify_padding_mask(model: ir.Model, mask: str) -> None:
     """Read the padding mask as `mask[:, None, None, :]` where the exporter gathers it at every (row, key)."""
     graph = model.graph
     port = next((value for value in graph.inputs if value.name == mask), None)
+    if port is None:
+        return
+    for view in [use.node for use in port.uses() if use.node.op_type == "Reshape"]:
+        if _keeps_rows(view, port):
+            ir.convenience.replace_all_uses_with(view.outputs[0], port)
     for gather in [node for node in graph if node.op_type == "GatherND"]:
         data, places = gather.inputs[0], gather.inputs[1]
         source = data.producer() if data is not None else None
@@ -268,6 +273,19 @@ def _port(graph: ir.Graph, name: str) -> ir.Value:
 
 def _swaps_first_two(node: ir.Node) -> bool:
     return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [])) == [1, 0, 2]
+
+
+def _keeps_rows(view: ir.Node, port: ir.Value) -> bool:
+    """Whether `view` makes [rows, the rest] of a port that is [rows, length] already."""
+    shape = view.inputs[1].producer() if view.inputs[1] is not None else None
+    if shape is None or shape.op_type != "Concat" or len(shape.inputs) != 2 or len(port.shape or ()) != 2:
+        return False
+    rows, rest = shape.inputs
+    length = rows.producer() if rows is not None else None
+    if length is None or length.op_type != "Shape" or length.inputs[0] is not port or rest is None:
+        return False
+    first = (length.attributes.get_int("start", 0), length.attributes.get_int("end", 2)) == (0, 1)
+    return first and rest.const_value is not None and rest.const_value.numpy().tolist() == [-1]
 
 
 def _is_grid(places: ir.Value) -> bool:

@@ -119,11 +119,10 @@ def _name_axes(model: ir.Model, inputs: Mapping[str, ir.Value]) -> None:
     if ids.shape is not None and ids.shape[1] != 1:
         sequence = _dim(ids, 1)
         names |= {sequence: "sequence", _dim(inputs["logits_to_keep"], 0): "num_logits"}
-    keys = next((value for name, value in inputs.items() if name.endswith(".key")), None)
-    if keys is not None:
-        held = _dim(keys, 2)
+    for held in {_dim(value, 2) for name, value in inputs.items() if name.endswith((".key", ".value"))}:
+        # Layers of different kinds have caches whose lengths the tracer does not know to be equal.
         names |= {held: "past", f"{held} + {sequence}": "total", f"{sequence} + {held}": "total"}
-    elif not any(map(_is_past, inputs.values())):
+    if not any(map(_is_past, inputs.values())):
         raise SourceError("the exported graph has no cache")
     tidy.name_axes(model, names)
     if "attention_mask" in inputs:

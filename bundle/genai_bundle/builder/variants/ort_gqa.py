@@ -54,6 +54,7 @@ def make_variant(portable: ir.Model) -> tuple[ir.Model | None, str]:
         if reason:
             return None, reason
     common.RemoveUnusedNodesPass()(model)
+    _count_rows_elsewhere(graph, padding)
     if padding.uses():
         return None, f"{_PADDING} is used outside attention"
     reason = _past_used_elsewhere(graph)
@@ -131,6 +132,9 @@ class _Rewrite:
             result.shape, result.type = flat.shape, flat.type
             ir.convenience.replace_all_uses_with(flat, result)
             return
+        if reader is not None and flat is not None and static(flat, -1) == heads * size:
+            reader.replace_input_with(0, result)  # rows of all texts one after another
+            return
         shape = tidy.constant(self.graph, [0, 0, heads, size], f"heads.{heads}.{size}")
         split = self._insert(node, ir.node("Reshape", [result, shape]), f"{fused.name}.heads")
         back = self._insert(node, ir.node("Transpose", [split], {"perm": _HEADS_LAST}), f"{fused.name}.turned")
@@ -171,6 +175,15 @@ class _Rewrite:
             found = f"{name}.{number}"
         self._names.add(found)
         return found
+
+
+def _count_rows_elsewhere(graph: ir.Graph, padding: ir.Value) -> None:
+    """Where the graph asks the mask how many rows there are, let it ask the tokens."""
+    tokens = next((value for value in graph.inputs if value.name == "input_ids"), None)
+    for use in list(padding.uses()):
+        span = (use.node.attributes.get_int("start", 0), use.node.attributes.get_int("end", 99))
+        if use.node.op_type == "Shape" and span == (0, 1) and tokens is not None:
+            use.node.replace_input_with(0, tokens)
 
 
 def _port(name: str, shape: list[str]) -> ir.Value:
