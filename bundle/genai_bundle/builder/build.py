@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from genai_bundle import importers
+from genai_bundle.builder import hub
 from genai_bundle.builder.options import BuildOptions
 from genai_bundle.builder.report import Report
 from genai_bundle.errors import UsageError
@@ -27,11 +29,18 @@ HINT = "Give a checkpoint folder, a folder of ONNX graphs, a GGUF file or a reci
 def build(source: Path, target: Path, options: BuildOptions | None = None, progress: Progress | None = None) -> str:
     """Build the bundle file `target` from `source` and return the bundle's id. A `Report` as `progress` is filled.
 
+    Args:
+        source: a file, a folder, or `org/name`, a repository that the user's Hugging Face cache holds.
+
     Raises:
         UsageError: nothing recognises the source, or the target exists and may not be replaced.
         SourceError, ProofError, InvalidBundle: see the builders. Nothing is written.
     """
     options, tell = options or BuildOptions(), Report.of(progress)
+    if not source.exists() and hub.is_repository(source):
+        name, source = source, hub.cached_snapshot(source.as_posix())
+        tell(f"found {name} in the Hugging Face cache")
+        options = replace(options, details={"name": name.name, **options.details})
     if not source.exists():
         raise UsageError("there is no such file or folder", where=str(source), hint=HINT)
     if target.exists() and not options.overwrite:

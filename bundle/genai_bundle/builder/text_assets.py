@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from genai_bundle.builder.json_file import read_object
 from genai_bundle.errors import SourceError
 
 Json = Any
+
+_OLDER = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+"""Files of a tokenizer in the forms that came before tokenizer.json."""
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -36,8 +40,7 @@ def read_text_assets(path: Path, config: Mapping[str, Json], generation_config: 
     Raises:
         SourceError: no tokenizer.json, or a file whose content cannot be used.
     """
-    raw, tokenizer = _read_tokenizer(path)
-    files = ["tokenizer.json"]
+    raw, tokenizer, files = _read_tokenizer(path)
     settings = _object(path, "tokenizer_config.json", files)
     special = _special(settings, _object(path, "special_tokens_map.json", files))
     template = _template(path, settings, files)
@@ -48,22 +51,38 @@ def read_text_assets(path: Path, config: Mapping[str, Json], generation_config: 
     return TextAssets(raw, template, special, eos, largest, tuple(files))
 
 
-def _read_tokenizer(path: Path) -> tuple[bytes, Tokenizer]:
+def _read_tokenizer(path: Path) -> tuple[bytes, Tokenizer, list[str]]:
+    """The tokenizer as tokenizer.json, and the files that it was read from."""
     file = path / "tokenizer.json"
-    if not file.is_file():
-        other = next((name for name in ("tokenizer.model", "vocab.json", "vocab.txt") if (path / name).exists()), None)
-        found = f"; {other} alone is not enough" if other else ""
-        raise SourceError(
-            f"tokenizer.json is missing{found}", where=str(path),
-            hint="Save the tokenizer once with AutoTokenizer.from_pretrained(...).save_pretrained(...)",
-        )  # fmt: skip
-    raw = file.read_bytes()
+    files = [file.name] if file.is_file() else [name for name in _OLDER if (path / name).is_file()]
+    raw = file.read_bytes() if file.is_file() else _convert(path, files)
     try:
-        return raw, Tokenizer.from_str(raw.decode("utf-8"))
+        return raw, Tokenizer.from_str(raw.decode("utf-8")), files
     except UnicodeDecodeError as error:
         raise SourceError(f"is not UTF-8: {error}", where=file.name) from error
     except Exception as error:  # the library raises a bare Exception for whatever it cannot parse
         raise SourceError(f"is not a tokenizer: {error}", where=file.name) from error
+
+
+def _convert(path: Path, files: list[str]) -> bytes:
+    """What transformers makes of a tokenizer's older form."""
+    reason = f"; {', '.join(files)} alone is not enough" if files else ""
+    if files and find_spec("transformers") is not None:
+        from transformers import AutoTokenizer
+
+        from genai_bundle.builder.exporters.quiet import quiet
+
+        try:
+            with quiet():
+                made: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+                raw: str = made.backend_tokenizer.to_str()
+            return raw.encode()
+        except Exception as error:  # a file that is damaged, or a package for it that is not installed
+            reason = f"; transformers cannot convert {', '.join(files)}: {str(error).strip().splitlines()[0][:200]}"
+    raise SourceError(
+        f"tokenizer.json is missing{reason}", where=str(path),
+        hint="Save the tokenizer once with AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+    )  # fmt: skip
 
 
 def _object(path: Path, name: str, files: list[str]) -> dict[str, Json]:

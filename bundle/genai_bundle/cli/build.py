@@ -16,6 +16,7 @@ Examples:
   genai-bundle build checkpoint/ -o model.genai --name my-model --license Apache-2.0
   genai-bundle build checkpoint/ -o small.genai --quantize int4
   genai-bundle build checkpoint/ -o small.genai --quantize int4 --quantize-override "lm_head*=int8"
+  genai-bundle build HuggingFaceTB/SmolLM3-3B -o smollm.genai
   genai-bundle build llama-3.2-1b-Q8_0.gguf -o llama.genai
   genai-bundle build onnxruntime-genai-folder/ -o model.genai
   genai-bundle build optimum-folder/ -o model.genai --dtype-suffix q4
@@ -31,7 +32,10 @@ def register(app: typer.Typer) -> None:
 def build(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SRC", help="A checkpoint folder, a folder of ONNX graphs, a GGUF file or a recipe."),
+        typer.Argument(
+            metavar="SRC",
+            help="A checkpoint folder or org/name in the hub's cache, a folder of ONNX graphs, a GGUF file or a recipe.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The .genai file to write.")],
     name: Annotated[
