@@ -282,7 +282,10 @@ def _keeps_rows(view: ir.Node, port: ir.Value) -> bool:
         return False
     rows, rest = shape.inputs
     length = rows.producer() if rows is not None else None
-    if length is None or length.op_type != "Shape" or length.inputs[0] is not port or rest is None:
+    counted = length.inputs[0] if length is not None and length.op_type == "Shape" else None
+    if length is None or counted is None or rest is None or not counted.shape or not port.shape:
+        return False
+    if not counted.is_graph_input() or counted.shape[0] != port.shape[0]:  # any port knows how many rows there are
         return False
     first = (length.attributes.get_int("start", 0), length.attributes.get_int("end", 2)) == (0, 1)
     return first and rest.const_value is not None and rest.const_value.numpy().tolist() == [-1]
