@@ -34,7 +34,7 @@ def build(
         Path,
         typer.Argument(
             metavar="SRC",
-            help="A checkpoint folder or org/name in the hub's cache, a folder of ONNX graphs, a GGUF file or a recipe.",
+            help="A checkpoint folder or org/name in the hub's cache, a folder of ONNX graphs, a GGUF file, a recipe.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The .genai file to write.")],
