@@ -25,7 +25,7 @@ READING = [
 ]
 """genai_bundle's own modules in the order of their dependence; `bundle` alone looks up: it calls `check`, late."""
 
-TORCH = {"torch", "transformers", "onnxscript"}
+TORCH = {"torch", "transformers", "onnxscript", "peft"}
 ENGINES = {"onnxruntime", "openvino"}
 BOTH_SIDES = ("genai_bundle.cli", "genai_bundle.builder.prove")
 

@@ -58,6 +58,7 @@ def build(source: Path, target: Path, options: BuildOptions | None = None, progr
         from genai_bundle.builder.recipe import build_recipe
 
         tell.recognised("a recipe")
+        importers.check_options(options, "a recipe")
         return build_recipe(source, target, overwrite=options.overwrite, details=options.details, progress=tell)
     if not source.is_dir():
         raise UsageError("is neither a folder nor a recipe (.yaml)", where=str(source), hint=HINT)

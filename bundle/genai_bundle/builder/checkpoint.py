@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from genai_bundle.builder.adapters.folder import Adapter
 from genai_bundle.builder.json_file import read_object
 from genai_bundle.builder.safetensors import StoredTensor, read_safetensors
 from genai_bundle.builder.text_assets import TextAssets, read_text_assets
@@ -43,8 +44,14 @@ class Checkpoint:
     """Names of the files that were read, sorted."""
     changed: Mapping[str, Any] = field(default_factory=dict)
     """What stands in the bundle for a weight that it holds in another form, as a lazy float32 tensor, by name."""
+    adapter: Adapter | None = None
+    """The adapter with which the model is asked, None for the model alone."""
     gguf: str | None = None
     """The member that holds the weights, where that is a GGUF file: transformers, when asked, reads them from it."""
+
+    @property
+    def adapter_name(self) -> str | None:
+        return self.adapter.name if self.adapter is not None else None
 
     def digests(self, progress: Callable[[str], None] | None = None) -> dict[str, str]:
         """SHA-256, in hex, of every file that was read."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bundle from a Hugging Face checkpoint folder.
 
-    read_checkpoint -> ask the model -> for each exporter: export -> variants -> pack -> write and prove
+    read_checkpoint -> ask the model -> for each exporter: export -> adapters -> variants -> pack -> write and prove
 
 The order is that of cost and blame: what is wrong with the folder is said before anything runs, and the target keeps
 its old content until the new bundle has reproduced the model.
@@ -10,7 +10,7 @@ its old content until the new bundle has reproduced the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from genai_bundle import FORMAT_VERSION
 from genai_bundle.builder import kinds
+from genai_bundle.builder.adapters.evidence import ask_all
+from genai_bundle.builder.adapters.folder import Adapter, check_base, read_adapter
 from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint
 from genai_bundle.builder.options import BuildOptions
 from genai_bundle.builder.report import Report
@@ -57,20 +59,27 @@ def build_checkpoint(
 def build_from(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell: Progress) -> str:
     """The same from a checkpoint that has been read, whatever it was read from."""
     kind = kinds.choose(checkpoint.config)
+    adapters = [read_adapter(name, path) for name, path in options.adapters.items()]
+    for adapter in adapters:
+        check_base(adapter, checkpoint.tensors)
     check_installed(checkpoint.path)
+    if adapters and find_spec("peft") is None:
+        hint = 'Install it with: pip install "genai-bundle[adapters]"'
+        raise UsageError("proving an adapter needs peft", where=str(adapters[0].path), hint=hint)
     tell("starting torch")  # late: seconds of imports that a wrong folder should not cost
     exporters = _exporters(kind, options.exporter)
     evidence = None
     if not changes_weights(options):  # else what is asked is the model with the weights that the bundle gets
         tell("asking the model itself")
-        evidence = kind.ask(checkpoint)
+        evidence = ask_all(kind, checkpoint, adapters, tell)
     report = Report.of(tell)
     failures: list[SourceError | ProofError] = []
     for name, export in exporters.items():
         try:
             tell(f"exporting with {name}")
             with Spool(target.parent) as spool:
-                return _build_with(export(checkpoint), checkpoint, kind, evidence, target, options, report, spool)
+                made = export(checkpoint)
+                return _build_with(made, checkpoint, adapters, kind, evidence, target, options, report, spool)
         except (SourceError, ProofError) as error:
             report.failed(name, error)
             failures.append(error)
@@ -80,6 +89,7 @@ def build_from(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell
 def _build_with(
     export: Export,
     checkpoint: Checkpoint,
+    adapters: Sequence[Adapter],
     kind: kinds.Kind,
     evidence: kinds.Evidence | None,
     target: Path,
@@ -88,27 +98,35 @@ def _build_with(
     spool: Spool,
 ) -> str:
     """One exporter's graphs as a proved bundle."""
+    from genai_bundle.builder.adapters.branches import add_branches
     from genai_bundle.builder.prove import provable, prove_tests
     from genai_bundle.builder.storage.store import store_weights
     from genai_bundle.builder.variants import with_variants
     from genai_bundle.builder.weights import pack
 
+    added = add_branches(export.graphs, adapters)
     models, entries = with_variants(export.graphs, tell)
     stored = store_weights(models, entries, options, spool, tell)
     answers = evidence
     if answers is None:
         tell("asking the model itself, with these weights")
-        answers = kind.ask(replace(checkpoint, changed=stored.changed))
+        answers = ask_all(kind, replace(checkpoint, changed=stored.changed), adapters, tell)
     graphs, shards = pack(models, next(iter(export.graphs)) if len(export.graphs) == 1 else "model")
+    for name, tensors in added.models.items():
+        packed, more = pack(tensors, f"adapter-{name}")
+        graphs |= packed
+        shards |= more
     document = kind.document(checkpoint, export, entries)
     manifest = {
         "format": FORMAT_VERSION,
         "name": _name(options.details.get("name") or checkpoint.path.resolve().name),
         **document,
+        **({"adapters": added.entries} if adapters else {}),
         "source": {
             "exporter": {"name": export.exporter, "version": export.version},
             **tell.source(),
             "files": checkpoint.digests(),
+            **({"adapters": {adapter.name: adapter.digests() for adapter in adapters}} if adapters else {}),
             "proof": {**answers.proof, "forms": provable(entries)},
             "weights": dict(stored.record),
         },

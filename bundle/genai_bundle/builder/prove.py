@@ -72,13 +72,19 @@ def prove_tests(path: Path, backend: str | None = None) -> list[str]:
 
 
 def prove_decoder(
-    path: Path, graph: str, goldens: Sequence[Golden], backend: str | None = None, turn: int | None = None
+    path: Path,
+    graph: str,
+    goldens: Sequence[Golden],
+    backend: str | None = None,
+    turn: int | None = None,
+    adapter: str | None = None,
 ) -> dict[str, float]:
     """Compare the logits of the decoder `graph` with the reference, in every way that `parity.check_decoder` knows.
 
     Args:
         backend: None for what a build proves, every form on its own backend; else the portable graph on this backend.
         turn: see `parity.check_decoder`.
+        adapter: the one of the bundle's adapters that the reference has.
 
     Returns:
         The largest difference of a logit, by variant.
@@ -96,7 +102,7 @@ def prove_decoder(
             asked = _brief(goldens)
         with pipeline:
             try:
-                found[variant] = check_decoder(_decoder(pipeline, graph, variant, asked), asked, turn)
+                found[variant] = check_decoder(_decoder(pipeline, graph, variant, asked, adapter), asked, turn)
             except ProofError as error:
                 raise ProofError(error.message, where=f"variant '{variant}', {error.where}", hint=error.hint) from error
     return found
@@ -161,7 +167,10 @@ def source_graph(file: Path) -> Callable[[Mapping[str, Array]], Mapping[str, Arr
 
 
 def prove_graphs(
-    path: Path, check: Callable[[Mapping[str, LoadedGraph]], float], backend: str | None = None
+    path: Path,
+    check: Callable[[Mapping[str, LoadedGraph]], float],
+    backend: str | None = None,
+    adapter: str | None = None,
 ) -> dict[str, float]:
     """Let `check` compare a bundle's graphs, given by name, with the reference, in every form as `prove_decoder` does.
 
@@ -178,16 +187,17 @@ def prove_graphs(
             continue
         with pipeline:
             try:
-                found[variant] = check({name: _graph(pipeline, name, variant) for name in pipeline.manifest.graphs})
+                graphs = pipeline.manifest.graphs
+                found[variant] = check({name: _graph(pipeline, name, variant, adapter) for name in graphs})
             except ProofError as error:
                 raise ProofError(error.message, where=f"variant '{variant}', {error.where}", hint=error.hint) from error
     return found
 
 
-def _graph(pipeline: Pipeline, name: str, variant: str) -> LoadedGraph:
+def _graph(pipeline: Pipeline, name: str, variant: str, adapter: str | None) -> LoadedGraph:
     entry = pipeline.manifest.graphs[name]
     ports = pipeline.bundle.ports(next((one.file for one in entry.variants if one.name == variant), entry.file))
-    loaded = pipeline.graph(name)
+    loaded = pipeline.graph(name, adapter=adapter)
 
     def execute(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         outputs = loaded.run(feeds, list(ports.outputs))
@@ -259,7 +269,7 @@ def _load(path: Path, variant: str, backend: str, device: str) -> Pipeline | Non
         return None
 
 
-def _decoder(pipeline: Pipeline, graph: str, variant: str, goldens: Sequence[Golden]) -> Decoder:
+def _decoder(pipeline: Pipeline, graph: str, variant: str, goldens: Sequence[Golden], adapter: str | None) -> Decoder:
     manifest = pipeline.manifest
     entry = manifest.graphs[graph]
     chosen = next((one for one in entry.variants if one.name == variant), None)
@@ -273,7 +283,7 @@ def _decoder(pipeline: Pipeline, graph: str, variant: str, goldens: Sequence[Gol
         for past, present in match_ports(found.ports, ports).items():
             dims = tuple(dim if isinstance(dim, int) else 0 for dim in ports.inputs[past].dims)
             caches.append(Cache(past, present, dims, found.axis if found.update in ("append", "shared") else None))
-    loaded = pipeline.graph(graph)
+    loaded = pipeline.graph(graph, adapter=adapter)
 
     def run(feeds: Mapping[str, Array], want: Sequence[str], into: Mapping[str, Array]) -> Mapping[str, Array]:
         outputs: Mapping[str, Array] = loaded.run(feeds, want, into=into)

@@ -32,11 +32,16 @@ checkpoint is which of the model; a larger one gets its weights from the checkpo
 
 
 def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> Any:
-    """The model in float32, attention written out, with the weights of `checkpoint.changed` in place of its own.
+    """The model in float32, attention written out, with the weights of `checkpoint.changed` in place of its own, and
+    `checkpoint.adapter` merged into them.
 
     Attention is `eager` here and fused in the exported trace on purpose: a mistake that both share is less likely.
     """
     with quiet(), torch.no_grad():
+        if checkpoint.adapter is not None:  # what PEFT merges into has to be there
+            from genai_bundle.builder.adapters.merged import merged
+
+            return merged(_loaded(checkpoint, auto), checkpoint.adapter)
         return _streamed(checkpoint, auto) if is_large(checkpoint) else _loaded(checkpoint, auto)
 
 

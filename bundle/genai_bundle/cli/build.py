@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ Examples:
   genai-bundle build checkpoints/stories260K -o stories.genai
   genai-bundle build checkpoint/ -o model.genai --name my-model --license Apache-2.0
   genai-bundle build checkpoint/ -o small.genai --quantize int4
+  genai-bundle build checkpoint/ -o chat.genai --adapter pirate=lora/pirate --adapter formal=lora/formal
   genai-bundle build checkpoint/ -o small.genai --quantize int4 --quantize-override "lm_head*=int8"
   genai-bundle build HuggingFaceTB/SmolLM3-3B -o smollm.genai
   genai-bundle build llama-3.2-1b-Q8_0.gguf -o llama.genai
@@ -58,6 +60,12 @@ def build(
     quantize_exclude: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Leave weights with such names as they are; may be repeated."),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER", help="Pack a LoRA adapter that PEFT saved, to run by its name; repeatable."
+        ),
     ] = None,
     exporter: Annotated[
         str | None, typer.Option(metavar="NAME", help="The only exporter to try; by default all, in their order.")
@@ -103,6 +111,7 @@ def build(
         symmetric=symmetric,
         overrides=[_override(text) for text in quantize_override or ()],
         exclude=quantize_exclude or (),
+        adapters=_adapters(adapter or ()),
         allow_lossy=allow_lossy,
         dtype_suffix=dtype_suffix,
     )
@@ -117,6 +126,17 @@ def build(
     else:
         typer.echo(f"{output}  {console.human_size(size)}  {identity}")
         console.stdout().print(table(build_rows(facts)))
+
+
+def _adapters(assignments: Sequence[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for text in assignments:
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder or name in found:
+            problem = "names an adapter twice" if name in found else "is not NAME=FOLDER"
+            raise UsageError(f"{text!r} {problem}", where="--adapter", hint="Such as --adapter pirate=adapters/pirate")
+        found[name] = Path(folder)
+    return found
 
 
 def _override(text: str) -> tuple[str, str]:

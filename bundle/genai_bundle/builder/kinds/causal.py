@@ -57,7 +57,7 @@ def ask(checkpoint: Checkpoint) -> Evidence:
     }
 
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
-        return prove_decoder(path, "decoder", goldens, backend, turn(checkpoint.config))
+        return prove_decoder(path, "decoder", goldens, backend, turn(checkpoint.config), checkpoint.adapter_name)
 
     return Evidence(tests, proof, prove)
 

@@ -63,7 +63,8 @@ def ask(checkpoint: Checkpoint) -> Evidence:
     }  # fmt: skip
 
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
-        return prove_graphs(path, lambda graphs: parity_dual.check(graphs, pairs, level), backend)
+        adapter = checkpoint.adapter_name
+        return prove_graphs(path, lambda graphs: parity_dual.check(graphs, pairs, level), backend, adapter)
 
     return Evidence(tests, proof, prove)
 

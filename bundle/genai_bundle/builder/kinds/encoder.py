@@ -64,7 +64,8 @@ def ask(checkpoint: Checkpoint) -> Evidence:
     proof = {"reference": reference_name(), "max_abs": TOLERANCE, "checks": ["one text", "padded batch of two"]}
 
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
-        return prove_graphs(path, lambda graphs: parity_encoder.check(graphs["encoder"], texts), backend)
+        adapter = checkpoint.adapter_name
+        return prove_graphs(path, lambda graphs: parity_encoder.check(graphs["encoder"], texts), backend, adapter)
 
     return Evidence([test for test in tests if test["out"]], proof, prove)
 

@@ -68,7 +68,8 @@ def ask(checkpoint: Checkpoint) -> Evidence:
     }
 
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
-        return prove_graphs(path, lambda graphs: parity_seq2seq.check(graphs, answers), backend)
+        adapter = checkpoint.adapter_name
+        return prove_graphs(path, lambda graphs: parity_seq2seq.check(graphs, answers), backend, adapter)
 
     return Evidence(tests, proof, prove)
 

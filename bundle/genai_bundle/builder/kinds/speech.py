@@ -101,7 +101,8 @@ def ask(checkpoint: Checkpoint) -> Evidence:
     }
 
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
-        return prove_graphs(path, lambda graphs: parity_speech.check(graphs, sounds, answers), backend)
+        adapter = checkpoint.adapter_name
+        return prove_graphs(path, lambda graphs: parity_speech.check(graphs, sounds, answers), backend, adapter)
 
     return Evidence(tests, proof, prove)
 
