@@ -97,15 +97,14 @@ def _proof(proof: Json) -> Iterator[Row]:
 def _nested(word: str, value: Any) -> Iterator[Row]:
     """Whatever a builder wrote here, on as few lines as it has groups."""
     if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield word, f"{name}: {_flat(inner)}"
+        yield from ((word, f"{name}: {_flat(inner)}") for name, inner in value.items() if inner)
     elif value:
         yield word, _flat(value)
 
 
 def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_flat(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name}: {_flat(inner)}" for name, inner in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

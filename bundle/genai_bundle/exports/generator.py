@@ -85,7 +85,7 @@ def generator(bundle: Bundle, variant: str) -> Generator:
     for step in before:
         _check_begin(step)
     if not isinstance(last, Generate):
-        raise _other("its pipeline does not end by generating tokens")
+        raise _other("its steps do not end with `generate`")
     [run] = last.do if len(last.do) == 1 else (None,)
     if not isinstance(run, Run) or run.is_op:
         raise _other("it does more than run one graph for each token")
@@ -103,7 +103,10 @@ def generator(bundle: Bundle, variant: str) -> Generator:
 
 
 def _other(reason: str) -> UsageError:
-    return UsageError(f"this bundle is not just a prompt that one graph continues: {reason}", where="steps")
+    return UsageError(
+        f"this bundle is not just a prompt that one graph continues: {reason}", where="steps",
+        hint="'--to folder' takes any bundle",
+    )  # fmt: skip
 
 
 def _check_begin(step: Step | None) -> None:

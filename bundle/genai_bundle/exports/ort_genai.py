@@ -65,6 +65,7 @@ def plan(bundle: Bundle, variant: str, adapter: str | None = None) -> Plan:
 
 
 def _plan(bundle: Bundle, form: str, adapter: str | None) -> Plan:
+    _check_encoder(bundle)
     found = generator(bundle, form)
     _check_feeds(found)
     weights = Weights(bundle, DATA)
@@ -76,6 +77,14 @@ def _plan(bundle: Bundle, form: str, adapter: str | None) -> Plan:
     return Plan(
         form, {CONFIG: as_json(config), **files, **weights.files()}, {MODEL: model}, _lost(bundle, found, adapter)
     )
+
+
+def _check_encoder(bundle: Bundle) -> None:
+    """The runtime's encoders are Whisper's, which gives the decoder's cross caches itself, and one for a recurrent
+    decoder; a bundle's decoder fills its cross cache in its first run, from what the encoder gives."""
+    cross = [name for name, state in bundle.manifest.state.items() if state.update == "once"]
+    if cross:
+        raise _cannot(f"its decoder fills the cross cache {cross[0]!r} itself; there an encoder has to give it")
 
 
 def _check_feeds(found: Generator) -> None:
@@ -96,7 +105,8 @@ def _check_feeds(found: Generator) -> None:
 
 
 def _cannot(reason: str) -> UsageError:
-    return UsageError(f"ONNX Runtime GenAI cannot run this bundle: {reason}")
+    hint = "'--to folder' takes any bundle"
+    return UsageError(f"ONNX Runtime GenAI cannot run this bundle: {reason}", hint=hint)
 
 
 def _model(bundle: Bundle, found: Generator, model: onnx.ModelProto, mask: str) -> dict[str, Any]:

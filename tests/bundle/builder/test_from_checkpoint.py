@@ -103,6 +103,22 @@ def test_twice_the_same_bytes(shared: Path, stories: Path, tmp_path: Path) -> No
     assert target.read_bytes() == stories.read_bytes()
 
 
+@pytest.mark.peers
+@pytest.mark.usefixtures("export_once")
+def test_quantised_weights_run_in_the_peer_as_they_are_stored(tiny: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.genai"
+    build_checkpoint(tiny, target, BuildOptions(quantize="int4"))
+    folder = exported(target, tmp_path / "out", "ort-genai")
+    nodes = ir.load(folder / "model.onnx").graph
+    assert "MatMulNBits" in {node.op_type for node in nodes}
+    with open_bundle(target) as bundle:
+        weights = sum(one.size for path, one in bundle.manifest.files.items() if path.startswith("weights/"))
+    assert (folder / "model.onnx.data").stat().st_size <= weights
+    peer = Peer(folder)
+    for given, tokens in prompts(target):
+        assert peer.greedy([peer.ids(given)], given["max_tokens"])[0] == tokens
+
+
 @pytest.mark.usefixtures("export_once")
 def test_a_chat_model(chatty: Path, tmp_path: Path) -> None:
     told: list[str] = []

@@ -6,14 +6,14 @@ from __future__ import annotations
 import json
 import tracemalloc
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
+from bundle.weighty import ADD, STEPS, weighty
 from cli.samples import talker, tokenizer
 from genai_bundle.bundle import open_bundle
 from genai_bundle.compare import Difference, compare
@@ -21,43 +21,10 @@ from genai_bundle.compare.documents import changes
 from genai_bundle.writer import write_bundle, write_folder
 from runner.tiny import HEADER
 
-ADD = """
-add (float[N] x) => (float[N] y) {
-    one = Constant <value = float {1.0}> ()
-    z = Add (x, one)
-    y = Mul (z, z)
-}
-"""
-STEPS = [{"run": "add", "in": {"x": "x"}, "out": {"y": "y"}}, {"emit": {"y": "y"}}]
-
 
 def difference(first: Path, second: Path) -> Difference:
     with open_bundle(first) as one, open_bundle(second) as other:
         return compare(one, other)
-
-
-def weighty(
-    target: Path, tensors: dict[str, np.ndarray[Any, Any]], *, text: str = ADD, pad: int = 0, **more: Any
-) -> Path:
-    """A bundle whose graph has these tensors in a shard, in this order, after `pad` bytes."""
-    model = onnx.parser.parse_model(HEADER + text)
-    data = bytes(pad)
-    for name, array in tensors.items():
-        tensor = model.graph.initializer.add(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
-        tensor.dims.extend(array.shape)
-        data += bytes(-len(data) % 64)
-        raw = array.tobytes()
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", "weights/add-00.bin"), ("offset", len(data)), ("length", len(raw))):
-            tensor.external_data.add(key=key, value=str(value))
-        data += raw
-    manifest = {
-        "format": "1.0", "name": "weighty", "graphs": {"add": {"file": "add.onnx"}},
-        "inputs": {"x": {"type": "f32", "dims": ["N"]}}, "outputs": {"y": {"type": "f32", "dims": ["N"]}},
-        "steps": STEPS, **more,
-    }  # fmt: skip
-    write_bundle(target, manifest, {"add.onnx": model.SerializeToString(), "weights/add-00.bin": data})
-    return target
 
 
 def test_a_bundle_is_equal_to_itself_in_both_forms(sample: Path, tmp_path: Path) -> None:

@@ -8,14 +8,17 @@ import json
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from tokenizers import Tokenizer
 
 from bundle.exports.peer import exported, prompts
+from bundle.weighty import weighty
 from genai_bundle.bundle import open_bundle
 from runner.tiny import bundle, counter
 
@@ -130,3 +133,15 @@ def test_equal_tensors_are_written_once(sample: Path, tmp_path: Path) -> None:
     assert all(offset % 64 == 0 for offset, _ in ends)
     assert (folder / DATA).stat().st_size == sum(ends[-1])
     assert {entry["location"] for entry in entries} == {DATA}
+
+
+def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
+    """64 MiB of weights pass from the mapping to the file in blocks."""
+    source = weighty(tmp_path / "x.genai", {"big": np.arange(1 << 24, dtype=np.float32)})
+    tracemalloc.start()
+    folder = exported(source, tmp_path / "out", "folder")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 << 20
+    [tensor] = [one for one in onnx.load(folder / "add.onnx").graph.initializer if one.name == "big"]
+    assert onnx.numpy_helper.to_array(tensor)[-1] == (1 << 24) - 1
