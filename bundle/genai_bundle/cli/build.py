@@ -63,9 +63,7 @@ def build(
     ] = None,
     adapter: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=FOLDER", help="Pack a LoRA adapter that PEFT saved, to run by its name; repeatable."
-        ),
+        typer.Option(metavar="NAME=FOLDER", help="Pack a LoRA adapter of PEFT, to run by this name; may be repeated."),
     ] = None,
     exporter: Annotated[
         str | None, typer.Option(metavar="NAME", help="The only exporter to try; by default all, in their order.")

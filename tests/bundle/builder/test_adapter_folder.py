@@ -187,6 +187,34 @@ def test_products_of_every_form_get_a_branch(kind: str, weight: str, tmp_path: P
         np.testing.assert_allclose(evaluator.run(["y"], {"x": x, **feeds})[0], expected, rtol=1e-5)
 
 
+def test_each_graph_gets_the_tensors_for_its_own_modules(tmp_path: Path) -> None:
+    other = "encoder.up"
+    both = {**TENSORS, **{name.replace(MODULE, other): array for name, array in TENSORS.items()}}
+    wide = read_adapter("wide", write(tmp_path / "wide", both))
+    narrow = read_adapter("narrow", write(tmp_path / "narrow"))
+    graphs = {"encoder": graph("gemm", f"{other}.weight"), "decoder": graph("gemm", f"{MODULE}.weight")}
+    added = add_branches(graphs, [wide, narrow])
+    assert added.entries == {
+        "wide": {"graphs": {"encoder": "adapter-wide.encoder.onnx", "decoder": "adapter-wide.decoder.onnx"}},
+        "narrow": {"graphs": {"decoder": "adapter-narrow.decoder.onnx"}},
+    }
+    names = {member: [str(v.name) for v in model.graph.outputs] for member, model in added.models["wide"].items()}
+    assert names["adapter-wide.encoder.onnx"] == [f"lora.{other}.a", f"lora.{other}.b"]
+    assert [str(port.name) for port in graphs["decoder"].graph.inputs] == ["x", f"lora.{MODULE}.a", f"lora.{MODULE}.b"]
+
+
+def test_a_repository_of_the_hubs_cache_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--pirate"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c0ffee", encoding="utf-8")
+    (repository / "snapshots").mkdir()
+    write(repository / "snapshots" / "c0ffee")
+    assert list(read_adapter("pirate", Path("someone/pirate")).pairs) == [MODULE]
+    with pytest.raises(UsageError, match="no such repository"):
+        read_adapter("pirate", Path("someone/parrot"))
+
+
 def test_a_weight_that_does_more_than_a_product_is_refused(tmp_path: Path) -> None:
     model = graph("transposed", f"{MODULE}.weight")
     weight = model.graph.initializers[f"{MODULE}.weight"]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from genai_bundle.builder import hub
 from genai_bundle.builder.graph_files import adapter_member
 from genai_bundle.builder.json_file import read_object
 from genai_bundle.builder.safetensors import StoredTensor, read_safetensors
@@ -83,15 +84,17 @@ class Adapter:
 
 
 def read_adapter(name: str, path: Path) -> Adapter:
-    """Read and check the folder `path`.
+    """Read and check the folder `path`, or the repository `org/name` of the hub's cache.
 
     Raises:
-        UsageError: the name cannot be an adapter's.
+        UsageError: the name cannot be an adapter's, or the cache has no such repository.
         SourceError: names the file and the key or tensor that is missing, damaged or of a kind that cannot be built.
     """
     if not WORD.fullmatch(name) or not is_path(adapter_member(name, "x")):
         hint = "Letters, digits, `.`, `_` and `-`, such as --adapter pirate=folder/"
         raise UsageError(f"{name!r} cannot be an adapter's name", where="--adapter", hint=hint)
+    if not path.exists() and hub.is_repository(path):
+        path = hub.cached_snapshot(path.as_posix())
     config = _read_config(path)
     if not (path / WEIGHTS).is_file():
         pickled = (path / "adapter_model.bin").exists()
