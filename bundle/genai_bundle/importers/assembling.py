@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genai_bundle import FORMAT_VERSION
 from genai_bundle.importers import Assembled, Progress
@@ -15,6 +15,7 @@ from genai_bundle.importers.body import Body, Json, generation
 from genai_bundle.importers.foreign import Section, dropped_lines, settle
 from genai_bundle.importers.graphs import SourceGraph, pack_graphs
 from genai_bundle.importers.plain import MARGIN, STEPS, Array, Run, engine_name, greedy
+from genai_bundle.importers.speech import Hearing
 from genai_bundle.importers.text import Text, digests
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ class Before:
     """What a request runs once before it generates: an encoder, mostly.
 
     steps: from the prompt's ids, the value `ids`, to what the body reads. inputs: the manifest's beside the prompt.
-    plain: the same by hand, from ids and the source's graphs to the values and the ids that generation begins with.
+    plain: the same by hand, from ids or sound and the source's graphs to the values and the ids to begin with.
     """
 
     graphs: Sequence[SourceGraph]
     steps: Sequence[Json]
     inputs: Json
-    plain: Callable[[Sequence[int], Mapping[str, Run]], tuple[Values, Sequence[int]]]
+    plain: Callable[[Any, Mapping[str, Run]], tuple[Values, Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Pipeline:
     """A generator as an importer understood it.
 
     vocabulary: ids are below it. room: the most tokens of prompt and answer together. longest: the most of a prompt.
-    wraps: how the source runs a graph that the bundle has in another form, by name.
+    wraps: how the source runs a graph that the bundle has in another form, by name. hearing: the prompt is sound.
     """
 
     task: str
@@ -54,6 +55,22 @@ class Pipeline:
     longest: int | None = None
     before: Before | None = None
     wraps: Mapping[str, Callable[[Run], Run]] = field(default_factory=dict)
+    hearing: Hearing | None = None
+
+    def inputs(self) -> Json:
+        asked = self.hearing.inputs() if self.hearing else self.text.inputs()
+        return asked | (self.before.inputs if self.before else {})
+
+    def begin(self) -> list[Json]:
+        """The steps before those that need ids or sound."""
+        return [] if self.hearing else self.text.begin()
+
+    def prompts(self) -> list[tuple[Json, Any]]:
+        """Inputs for golden vectors, and the ids or the sound that they stand for."""
+        if self.hearing:
+            return [(inputs, sound) for inputs, sound in self.hearing.prompts()]
+        longest = self.room - 1 if self.longest is None else self.longest
+        return [(inputs, ids) for inputs, ids in self.text.prompts(self.vocabulary, longest)]
 
 
 def assemble_pipeline(
@@ -69,33 +86,37 @@ def assemble_pipeline(
 
     Raises SourceError: keys are not understood, or a graph cannot be run or may not be in a bundle.
     """
-    dropped = settle(configs, allow_lossy=options.allow_lossy)
+    heard = found.hearing.sections if found.hearing else ()
+    dropped = settle([*configs, *heard], allow_lossy=options.allow_lossy)
     before = found.before
     steps, made = generation(found.body, found.text)
     graphs = [*(before.graphs if before else []), *found.body.graphs(), *made]
     entries, members, features = pack_graphs(graphs)
     tests, proof = _ask(found, tell)
-    files = [*read, *(graph.file for graph in graphs if graph.file)] + [path / config.file for config in configs]
+    files = [*read, *(graph.file for graph in graphs if graph.file)] + [
+        path / config.file for config in (*configs, *heard)
+    ]
     files += [path / name for name in found.text.assets.files] if found.text.assets else []
-    prompt = found.text.inputs()
-    if found.longest is not None and "ids" in prompt:
-        prompt["ids"]["dims"] = [1, found.longest]
+    inputs = found.inputs()
+    if found.longest is not None and "ids" in inputs:
+        inputs["ids"]["dims"] = [1, found.longest]
     manifest: Json = {
         "format": FORMAT_VERSION,
         "name": bundle_name(path),
         "task": found.task,
         "graphs": entries,
-        "inputs": {**prompt, **(before.inputs if before else {})},
+        "inputs": inputs,
         "outputs": found.text.outputs(),
         "state": found.body.state(),
-        "steps": [*found.text.begin(), *(before.steps if before else []), *steps],
+        "steps": [*found.begin(), *(before.steps if before else []), *steps],
         **found.text.section(),
         "generation": found.generation,
         "source": source(path, files + external_files(graphs), proof, dropped),
         "tests": tests,
         **({"requires": features} if features else {}),
     }
-    return Assembled(manifest, {**members, **found.text.members()}, [*notes, *dropped_lines(dropped)])
+    members |= found.text.members() | (found.hearing.members() if found.hearing else {})
+    return Assembled(manifest, members, [*notes, *dropped_lines(dropped)])
 
 
 def _ask(found: Pipeline, tell: Progress) -> tuple[list[Json], Json]:
@@ -110,8 +131,7 @@ def _ask(found: Pipeline, tell: Progress) -> tuple[list[Json], Json]:
     runs = {graph.name: source_graph(graph.file) for graph in graphs if graph.file}
     runs |= {name: wrap(runs[name]) for name, wrap in found.wraps.items()}
     tests = []
-    longest = found.room - 1 if found.longest is None else found.longest
-    for inputs, prompt in found.text.prompts(found.vocabulary, longest):
+    for inputs, prompt in found.prompts():
         values, ids = before.plain(prompt, runs) if before else ({}, prompt)
         answer = greedy(found.body.plain(runs, values), ids, found.text.eos, min(STEPS, found.room - len(ids)))
         tokens = list(answer.tokens[: answer.sure])

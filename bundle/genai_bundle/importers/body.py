@@ -56,23 +56,27 @@ class Stage:
 
 @dataclass(frozen=True)
 class Body:
-    """From ids (the value `carried`) to logits (the value `scores`). banned: ids that are never drawn."""
+    """From ids (the value `carried`) to logits (the value `scores`).
+
+    banned: ids that are never drawn. begin: ids that are not drawn as the first.
+    """
 
     stages: Sequence[Stage]
     caches: Sequence[Cache]
     carried: str = "ids"
     scores: str = "logits"
     banned: tuple[int, ...] = ()
+    begin: tuple[int, ...] = ()
 
     @property
     def logits(self) -> str:
         """The value that tokens are drawn from."""
-        return "allowed" if self.banned else self.scores
+        return "allowed" if self.banned or self.begin else self.scores
 
     def graphs(self) -> list[SourceGraph]:
         """The stages' graphs, each once, and what else the steps run."""
         own = {stage.graph.name: stage.graph for stage in self.stages}
-        return [*own.values(), *([_allow(self.banned)] if self.banned else [])]
+        return [*own.values(), *([_allow(self.banned, self.begin)] if self.logits != self.scores else [])]
 
     def state(self) -> Json:
         return {cache.name: cache.entry() for cache in self.caches}
@@ -80,8 +84,17 @@ class Body:
     def steps(self) -> list[Json]:
         """The manifest's steps of one iteration."""
         found = [self._step(stage) for stage in self.stages]
-        allow = {"run": "allow", "in": {"logits": self.scores}, "out": {"allowed": self.logits}}
-        return [*found, allow] if self.banned else found
+        given, gives = {"logits": self.scores}, {"allowed": self.logits}
+        if self.begin:
+            given, gives = given | {"step": "step"}, gives | {"next": "next_step"}
+        return [*found, {"run": "allow", "in": given, "out": gives}] if self.logits != self.scores else found
+
+    def carry(self) -> tuple[list[Json], Json]:
+        """What goes from one iteration to the next, and the steps before the first."""
+        if not self.begin:
+            return [], {self.carried: "token"}
+        zero = {"run": "zeros@1", "with": {"shape": [], "dtype": "i64"}, "out": {"y": "no_steps"}}
+        return [zero], {self.carried: "token", "step": ["no_steps", "next_step"]}
 
     def _step(self, stage: Stage) -> Json:
         own = [cache for cache in self.caches if cache.graph == stage.graph.name]
@@ -114,6 +127,7 @@ class Body:
             )  # fmt: skip
 
         def step(ids: Sequence[int]) -> Array:
+            first = not any(graph.length for graph in graphs.values())
             known: dict[str, Any] = {**values, self.carried: np.array([ids], np.int64)}
             for stage in self.stages:
                 graph = graphs[stage.graph.name]
@@ -127,21 +141,35 @@ class Body:
                 known |= {name: outputs[port] for port, name in stage.outputs.items()}
             logits: Array = known[self.scores]
             last: Array = logits.reshape(-1, logits.shape[-1])[-1].astype(np.float32)
-            last[list(self.banned)] = -np.inf
+            last[[*self.banned, *(self.begin if first else ())]] = -np.inf
             return last
 
         return step
 
 
-def _allow(banned: Sequence[int]) -> SourceGraph:
-    """Takes from the logits what is never to be drawn."""
-    ids = ", ".join(map(str, banned))
+def _allow(banned: Sequence[int], begin: Sequence[int]) -> SourceGraph:
+    """Takes from the logits what is not to be drawn; with `begin` it counts the steps."""
+
+    def taken(name: str, ids: Sequence[int]) -> str:
+        values = ", ".join(map(str, ids))
+        return (
+            f"  {name}_ids = Constant <value = int64[{len(ids)}] {{{values}}}> ()"
+            f"  {name}_rows = OneHot ({name}_ids, size, free_taken)"
+            f"  {name} = ReduceMax <keepdims = 0> ({name}_rows, rows)"
+        )
+
+    parts = ["  size = Shape <start = 2, end = 3> (logits)"]
+    parts += [taken("never", banned)] if banned else []
+    if begin:
+        parts += [taken("at_first", begin), "  first = Equal (step, none)  now = Cast <to = 1> (first)"]
+        parts += ["  early = Mul (at_first, now)  next = Add (step, one)"]
+    total = "Max (never, early)" if banned and begin else "Identity (never)" if banned else "Identity (early)"
     return made_graph(
         "allow",
-        f"allow (float[1,S,V] logits) => (float[1,S,V] allowed) <int64[{len(banned)}] banned = {{{ids}}},"
-        " int64[1] rows = {0}, float[2] free_taken = {0.0, 1.0}, float far = {-3.0e38}> {"
-        "  size = Shape <start = 2, end = 3> (logits)  places = OneHot (banned, size, free_taken)"
-        "  taken = ReduceMax <keepdims = 0> (places, rows)  truth = Cast <to = 9> (taken)"
+        f"allow (float[1,S,V] logits{', int64 step' if begin else ''})"
+        f" => (float[1,S,V] allowed{', int64 next' if begin else ''})"
+        " <int64[1] rows = {0}, float[2] free_taken = {0.0, 1.0}, float far = {-3.0e38}, int64 none = {0},"
+        f" int64 one = {{1}}> {{ {''.join(parts)}  all = {total}  truth = Cast <to = 9> (all)"
         "  allowed = Where (truth, far, logits) }",
     )
 
@@ -152,9 +180,10 @@ def generation(body: Body, text: Text) -> tuple[list[Json], list[SourceGraph]]:
     A bundle without a tokenizer has no ending ids of its own, so there the loop is written out with a graph that knows
     them.
     """
+    start, carry = body.carry()
     if text.assets is not None or not text.eos:
-        carry = {body.carried: "token"}
-        return [{"generate": {"carry": carry, "do": body.steps(), "logits": body.logits, "emit": text.emit()}}], []
+        step = {"carry": carry, "do": body.steps(), "logits": body.logits, "emit": text.emit()}
+        return [*start, {"generate": step}], []
     ids = ", ".join(map(str, text.eos))
     ends = made_graph(
         "ends",
@@ -168,5 +197,6 @@ def generation(body: Body, text: Text) -> tuple[list[Json], list[SourceGraph]]:
         {"run": "ends", "in": {"token": "token"}, "out": {"done": "done"}},
         {"emit": {"tokens": "token"}},
     ]
-    begin: Json = {body.carried: "token", "history": [body.carried, "longer"]}
-    return [{"loop": {"carry": begin, "max": "max_tokens", "until": "done", "do": [*body.steps(), *tail]}}], [ends]
+    carry |= {"history": [body.carried, "longer"]}
+    loop = {"carry": carry, "max": "max_tokens", "until": "done", "do": [*body.steps(), *tail]}
+    return [*start, {"loop": loop}], [ends]

@@ -71,6 +71,10 @@ class Section:
         self._asked.add(key)
         return self._values.get(key)
 
+    def peek(self, key: str) -> Any:
+        """Whatever stands there, which is not asked for by this: to see whether it is understood."""
+        return self._values.get(key)
+
     def text(self, key: str, default: str = "") -> str:
         return self._typed(key, str, "a text", default)
 

@@ -36,15 +36,24 @@ NOTHING = (
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_length": (0,), "min_new_tokens": (0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
     "typical_p": (1.0,), "epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,), "encoder_repetition_penalty": (1.0,),
-    "remove_invalid_values": (False,), "trust_remote_code": (False,), "begin_suppress_tokens": ([],),
-    "forced_decoder_ids": ([],), "sequence_bias": ({},), "guidance_scale": (1, 1.0), "token_healing": (False,),
+    "remove_invalid_values": (False,), "trust_remote_code": (False,), "return_timestamps": (False,),
+    "sequence_bias": ({},), "guidance_scale": (1, 1.0), "token_healing": (False,),
 }  # fmt: skip
 """Keys that change tokens, unless they have such a value."""
 
 
+SPOKEN = (
+    "lang_to_id", "task_to_id", "language", "task", "is_multilingual", "no_timestamps_token_id", "prev_sot_token_id",
+    "alignment_heads", "max_initial_timestamp_index", "median_filter_width",
+)  # fmt: skip
+"""What a speech model is told by the ids with which an answer begins, and what its timestamps need."""
+
+
 @dataclass(frozen=True)
 class Generation:
-    """options: the manifest's `generation`. banned: ids that are never drawn. forced: the id after the first one.
+    """options: the manifest's `generation`. banned: ids that are never drawn. begin: not as the first.
+
+    forced: ids behind the first one of an answer.
 
     values: the whole file, for the ids that end a text. notes: what is left to the caller.
     """
@@ -52,7 +61,8 @@ class Generation:
     options: dict[str, Any]
     values: dict[str, Any]
     banned: tuple[int, ...]
-    forced: int | None
+    begin: tuple[int, ...]
+    forced: tuple[int, ...]
     section: Section | None
     notes: tuple[str, ...]
 
@@ -61,7 +71,7 @@ def read_generation(path: Path) -> Generation:
     """Read the file of a folder; without one, all is as transformers has it by default. Raises SourceError."""
     values = read_object(path / FILE)
     if values is None:
-        return Generation(generation_defaults({}), {}, (), None, None, ())
+        return Generation(generation_defaults({}), {}, (), (), (), None, ())
     values = {key: value for key, value in values.items() if value is not None}  # null is unset
     section = Section(values, FILE)
     section.ignore(*OPTIONS, *IDS, *NOTHING)
@@ -73,13 +83,31 @@ def read_generation(path: Path) -> Generation:
     if longest:
         notes.append(f"left out: max_length {longest}, which counts the prompt too; use max_tokens")
     banned = {*section.ids("suppress_tokens"), *_words(section)}
-    forced = section.ids("forced_bos_token_id")
-    return Generation(options, values, tuple(sorted(banned)), forced[0] if forced else None, section, tuple(notes))
+    spoken = section.ignore(*SPOKEN)
+    notes += [f"left out, the input `start` says it: {key}" for key in spoken]
+    forced = [*section.ids("forced_bos_token_id"), *_forced(section)]
+    begin = section.ids("begin_suppress_tokens")
+    return Generation(options, values, tuple(sorted(banned)), tuple(begin), tuple(forced), section, tuple(notes))
+
+
+def _forced(section: Section) -> list[int]:
+    """`forced_decoder_ids`, pairs of place and id. One without an id, to be found out, is not understood."""
+    pairs = section.peek("forced_decoder_ids") or []
+    whole = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    if not whole or [pair[0] for pair in pairs] != list(range(1, len(pairs) + 1)):
+        return []
+    if any(type(pair[1]) is not int for pair in pairs):
+        return []
+    section.ignore("forced_decoder_ids")
+    return [pair[1] for pair in pairs]
 
 
 def _words(section: Section) -> list[int]:
-    """`bad_words_ids` of one token each; longer ones stay unknown, for they depend on what came before."""
-    words = section.value("bad_words_ids") or []
-    if not all(isinstance(word, list) and len(word) == 1 and type(word[0]) is int for word in words):
-        raise section.wrong("bad_words_ids", "words of one token; longer ones cannot be imported")
+    """`bad_words_ids` of one token each; longer ones are not understood, for they depend on what came before."""
+    words = section.peek("bad_words_ids") or []
+    if not isinstance(words, list) or not all(isinstance(word, list) and len(word) == 1 for word in words):
+        return []
+    if any(type(word[0]) is not int for word in words):
+        return []
+    section.ignore("bad_words_ids")
     return [word[0] for word in words]

@@ -22,6 +22,7 @@ from genai_bundle.importers.generation_config import Generation, read_generation
 from genai_bundle.importers.graphs import SourceGraph
 from genai_bundle.importers.optimum_decoder import decoder_body, encoder_decoder
 from genai_bundle.importers.optimum_files import Files, find_files
+from genai_bundle.importers.speech import read_hearing
 from genai_bundle.importers.text import Text, check_vocabulary, read_text
 
 if TYPE_CHECKING:
@@ -76,9 +77,9 @@ def _decoder(
     path: Path, config: Mapping[str, Any], graph: SourceGraph, generation: Generation, notes: list[str]
 ) -> Pipeline:
     text, vocabulary, context = _common(path, config, generation, notes)
-    if generation.forced is not None:
+    if generation.forced:
         raise SourceError("forced_bos_token_id has no meaning for a decoder alone", where="generation_config.json")
-    body = decoder_body(graph, context, generation.banned)
+    body = replace(decoder_body(graph, context), banned=generation.banned, begin=generation.begin)
     return Pipeline("text-generation", body, text, generation.options, vocabulary, context or UNKNOWN)
 
 
@@ -101,9 +102,12 @@ def _encoder_decoder(
     start = generation.values.get("decoder_start_token_id", config.get("decoder_start_token_id"))
     if type(start) is not int:
         raise SourceError("decoder_start_token_id is missing", where="config.json or generation_config.json")
-    begin = [start] if generation.forced is None else [start, generation.forced]
-    body, before = encoder_decoder(encoder, decoder, context, begin, generation.banned)
-    return Pipeline("text-to-text", body, text, generation.options, vocabulary, context or UNKNOWN, before=before)
+    hearing = read_hearing(path) if "input_features" in encoder.ports.inputs else None
+    body, before = encoder_decoder(encoder, decoder, context, [start, *generation.forced], hearing)
+    body = replace(body, banned=generation.banned, begin=generation.begin)
+    task = "automatic-speech-recognition" if hearing else "text-to-text"
+    room = context or UNKNOWN
+    return Pipeline(task, body, text, generation.options, vocabulary, room, before=before, hearing=hearing)
 
 
 def _common(

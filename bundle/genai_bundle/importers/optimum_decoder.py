@@ -8,7 +8,7 @@ A merged decoder has a branch for the first run, which makes the cross cache, an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from genai_bundle.importers.assembling import Before
 from genai_bundle.importers.body import Body, Cache, Stage
 from genai_bundle.importers.graphs import SourceGraph, made_graph
 from genai_bundle.importers.plain import Array, Run, shaped
+from genai_bundle.importers.speech import Hearing
 from genai_bundle.ports import Ports, match_ports
 
 FED = {
@@ -30,18 +31,22 @@ CROSS = {f"past_key_values.{{n}}.encoder.{kind}": f"present.{{n}}.encoder.{kind}
 REPLACED = re.compile(r"past_(conv|recurrent|ssm)\.\d+")
 
 
-def decoder_body(graph: SourceGraph, context: int | None, banned: tuple[int, ...]) -> Body:
+def decoder_body(graph: SourceGraph, context: int | None) -> Body:
     """A decoder alone. Raises SourceError: a port has no role that is understood."""
     ports = graph.ports
     caches = [_grown("kv", graph, GROWN, context)]
     for kind in sorted({found[1] for name in ports.inputs if (found := REPLACED.fullmatch(name))}):
         caches.append(Cache(kind, graph.name, {f"past_{kind}.{{n}}": f"present_{kind}.{{n}}"}, update="replace"))
     feeds = {"input_ids": "ids"} | {port: role for port, role in FED.items() if port in ports.inputs}
-    return Body([_stage(graph, feeds, caches)], caches, banned=banned)
+    return Body([_stage(graph, feeds, caches)], caches)
 
 
 def encoder_decoder(
-    encoder: SourceGraph, decoder: SourceGraph, context: int | None, start: Sequence[int], banned: tuple[int, ...]
+    encoder: SourceGraph,
+    decoder: SourceGraph,
+    context: int | None,
+    start: Sequence[int],
+    hearing: Hearing | None = None,
 ) -> tuple[Body, Before]:
     """What runs for each token, and what runs once before. start: the ids that an answer begins with."""
     ports = decoder.ports
@@ -49,35 +54,60 @@ def encoder_decoder(
     feeds = {"input_ids": "start"} | {port: role for port, role in FED.items() if port in ports.inputs}
     once = {"encoder_hidden_states": "encoded", "encoder_attention_mask": "source_mask"}
     feeds |= {port: value for port, value in once.items() if port in ports.inputs}
-    body = Body([_stage(decoder, feeds, caches)], caches, carried="start", banned=banned)
-    extra = [name for name in encoder.ports.inputs if name not in ("input_ids", "attention_mask")]
-    if extra or "last_hidden_state" not in encoder.ports.outputs:
-        raise encoder.error(
-            f"is no encoder of text: its ports are {', '.join([*encoder.ports.inputs, '->', *encoder.ports.outputs])}"
-        )
+    body = Body([_stage(decoder, feeds, caches)], caches, carried="start")
+    before = _hear(encoder, hearing) if hearing else _read(encoder, needs_mask="source_mask" in feeds.values())
+    graphs, steps, encoded = before
+
+    def plain(prompt: Any, runs: Mapping[str, Run]) -> tuple[Mapping[str, Array], Sequence[int]]:
+        known = {"source_mask": np.ones((1, len(prompt)))}
+        return known | {"encoded": encoded(prompt, runs[encoder.name])}, start
+
+    begin = {
+        "type": "i64", "dims": [1, "S"], "default": [list(start)], "description": "The ids that an answer begins with."
+    }  # fmt: skip
+    return body, Before(graphs, steps, {"start": begin}, plain)
+
+
+Once = tuple[list[SourceGraph], list[dict[str, Any]], Callable[[Any, Run], Array]]
+"""Graphs and steps that lead to the value `encoded`, and the same by hand from a prompt and the encoder."""
+
+
+def _read(encoder: SourceGraph, *, needs_mask: bool) -> Once:
+    ports = encoder.ports
+    _check_encoder(encoder, ("input_ids", "attention_mask"))
+    reads = {"input_ids": "ids"} | ({"attention_mask": "source_mask"} if "attention_mask" in ports.inputs else {})
     mask = made_graph(
         "mask",
         "mask (int64[1,N] ids) => (int64[1,N] mask)"
         " { size = Shape (ids)  mask = ConstantOfShape <value: tensor = int64[1] {1}> (size) }",
     )
-    reads = {"input_ids": "ids"} | (
-        {"attention_mask": "source_mask"} if "attention_mask" in encoder.ports.inputs else {}
-    )
-    needs = "source_mask" in {*reads.values(), *feeds.values()}
-    steps = [
-        *([{"run": "mask", "in": {"ids": "ids"}, "out": {"mask": "source_mask"}}] if needs else []),
-        {"run": encoder.name, "in": reads, "out": {"last_hidden_state": "encoded"}},
-    ]  # fmt: skip
+    needed = needs_mask or "attention_mask" in reads
+    steps = [{"run": "mask", "in": {"ids": "ids"}, "out": {"mask": "source_mask"}}] if needed else []
+    steps.append({"run": encoder.name, "in": reads, "out": {"last_hidden_state": "encoded"}})
 
-    def plain(prompt: Sequence[int], runs: Mapping[str, Run]) -> tuple[Mapping[str, Array], Sequence[int]]:
+    def encoded(prompt: Sequence[int], run: Run) -> Array:
         known = {"ids": np.array([prompt]), "source_mask": np.ones((1, len(prompt)))}
-        given = {port: shaped(known[value], encoder.ports.inputs[port]) for port, value in reads.items()}
-        return known | {"encoded": runs[encoder.name](given)["last_hidden_state"]}, start
+        given = {port: shaped(known[value], ports.inputs[port]) for port, value in reads.items()}
+        return run(given)["last_hidden_state"]
 
-    begin = {
-        "type": "i64", "dims": [1, "S"], "default": [list(start)], "description": "The ids that an answer begins with."
-    }  # fmt: skip
-    return body, Before([encoder, *([mask] if needs else [])], steps, {"start": begin}, plain)
+    return [encoder, *([mask] if needed else [])], steps, encoded
+
+
+def _hear(encoder: SourceGraph, hearing: Hearing) -> Once:
+    _check_encoder(encoder, ("input_features",))
+    run_encoder = {"run": encoder.name, "in": {"input_features": "features"}, "out": {"last_hidden_state": "encoded"}}
+
+    def encoded(audio: Any, run: Run) -> Array:
+        port = encoder.ports.inputs["input_features"]
+        return run({port.name: shaped(hearing.features(audio), port)})["last_hidden_state"]
+
+    return [hearing.graph, encoder], [hearing.step(), run_encoder], encoded
+
+
+def _check_encoder(encoder: SourceGraph, known: Sequence[str]) -> None:
+    if not set(encoder.ports.inputs) <= set(known) or "last_hidden_state" not in encoder.ports.outputs:
+        ports = f"{', '.join(encoder.ports.inputs)} to {', '.join(encoder.ports.outputs)}"
+        raise encoder.error(f"is an encoder from {ports}, expected {known[0]} to last_hidden_state")
 
 
 def _stage(graph: SourceGraph, feeds: dict[str, str], caches: Sequence[Cache]) -> Stage:

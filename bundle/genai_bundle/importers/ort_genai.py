@@ -17,6 +17,7 @@ from genai_bundle.importers.assembling import Pipeline, assemble_pipeline
 from genai_bundle.importers.foreign import Section, read_section
 from genai_bundle.importers.ort_genai_decoder import decoder_body
 from genai_bundle.importers.ort_genai_marian import marian_pipeline
+from genai_bundle.importers.ort_genai_whisper import whisper_pipeline
 from genai_bundle.importers.text import check_vocabulary, read_text
 
 if TYPE_CHECKING:
@@ -51,11 +52,10 @@ def assemble(path: Path, options: BuildOptions, tell: Progress) -> Assembled:
 def _reader(model: Section) -> Callable[[Path, Section, list[str]], Pipeline]:
     if "rnn_states_prev" in model.section("decoder").section("inputs"):
         return _recurrent
+    if "cross_past_key_names" in model.section("decoder").section("inputs"):
+        return _speech
     if "encoder" in model:
-        raise SourceError(
-            "describes an encoder with cross caches, which cannot be imported yet", where=CONFIG,
-            hint="Build from the original checkpoint",
-        )  # fmt: skip
+        raise SourceError("describes an encoder of a kind that cannot be imported", where=f"{CONFIG}: model.encoder")
     return _decoder
 
 
@@ -69,6 +69,11 @@ def _decoder(path: Path, config: Section, notes: list[str]) -> Pipeline:
 def _recurrent(path: Path, config: Section, notes: list[str]) -> Pipeline:
     text, _ = _common(path, config, notes)
     return marian_pipeline(path, config.section("model"), text, _generation(config.section("search"), notes))
+
+
+def _speech(path: Path, config: Section, notes: list[str]) -> Pipeline:
+    text, _ = _common(path, config, notes)
+    return whisper_pipeline(path, config.section("model"), text, _generation(config.section("search"), notes))
 
 
 def _common(path: Path, config: Section, notes: list[str]) -> tuple[Any, int]:

@@ -46,7 +46,7 @@ def decoder_body(path: Path, config: Section, notes: list[str]) -> Body:
     for stage in _stages(path, decoder, logits, notes):
         graph = stage.graph
         own = [cache for cache in caches if match_ports(cache, graph.ports)]
-        _fix_dims(graph, match_ports(caches[0], graph.ports), decoder)
+        fix_dims(graph, match_ports(caches[0], graph.ports), decoder)
         roles = {port: role for word, role in INPUTS.items() if (port := names[word]) in graph.ports.inputs}
         stage = replace(stage, feeds={**stage.feeds, **roles})
         past = {port for cache in own for port in match_ports(cache, graph.ports)}
@@ -69,23 +69,23 @@ def _patterns(decoder: Section) -> list[dict[str, str]]:
     for past, present, past_default, present_default in PAIRS:
         before, after = inputs.text(past, past_default), outputs.text(present, present_default)
         if before and after:
-            grown[_pattern(before, inputs, past)] = _pattern(after, outputs, present)
+            grown[printf_pattern(before, inputs, past)] = printf_pattern(after, outputs, present)
     found = [grown]
     for past, present in STATES:
         if past in inputs and present in outputs:
             before, after = inputs.text(past), outputs.text(present)
-            found.append({_pattern(before, inputs, past): _pattern(after, outputs, present)})
+            found.append({printf_pattern(before, inputs, past): printf_pattern(after, outputs, present)})
     return found
 
 
-def _pattern(printf: str, section: Section, key: str) -> str:
+def printf_pattern(printf: str, section: Section, key: str) -> str:
     pattern, count = re.subn(r"%0?\d*d", "{n}", printf)
     if count != 1 or "%" in pattern:
         raise section.wrong(key, "a name with one %d for the layer")
     return pattern
 
 
-def _fix_dims(graph: SourceGraph, pairs: Mapping[str, str], decoder: Section) -> None:
+def fix_dims(graph: SourceGraph, pairs: Mapping[str, str], decoder: Section) -> None:
     """Write heads and head size into the ports of a cache, [.., heads, tokens, size], where they are symbols only."""
     sizes = {-3: decoder.count("num_key_value_heads"), -1: decoder.count("head_size")}
     ports = {*pairs, *pairs.values()}

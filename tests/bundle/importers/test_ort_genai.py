@@ -256,7 +256,7 @@ def change(found: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("model.decoder.inputs", {"attention_mask": "m"}, "input 'attention_mask' has a role that is not understood"),
         ("model.decoder.outputs", {"logits": "scores"}, "no output 'scores'"),
         ("model.decoder.sliding_window", {"window_size": 8}, "model.decoder.sliding_window.window_size"),
-        ("model.encoder", {"filename": "encoder.onnx"}, "cross caches"),
+        ("model.encoder", {"filename": "encoder.onnx"}, "an encoder of a kind that cannot be imported"),
     ],
 )
 def test_what_cannot_be_imported_is_refused(one_graph: Path, key: str, value: Any, words: str) -> None:
