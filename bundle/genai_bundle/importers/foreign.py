@@ -78,6 +78,13 @@ class Section:
     def text(self, key: str, default: str = "") -> str:
         return self._typed(key, str, "a text", default)
 
+    def file_in(self, folder: Path, key: str) -> Path:
+        """The file of that name in `folder`; a name that leads out of it is refused."""
+        name = self.text(key)
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise self.wrong(key, "the name of a file in the folder")
+        return folder / name
+
     def flag(self, key: str, default: bool = False) -> bool:
         return self._typed(key, bool, "true or false", default)
 

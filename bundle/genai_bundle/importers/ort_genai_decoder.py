@@ -144,7 +144,7 @@ def _window(decoder: Section, notes: list[str]) -> None:
 def _stages(path: Path, decoder: Section, logits: str, notes: list[str]) -> list[Stage]:
     """The graphs in their order, and what they give one another."""
     if "pipeline" not in decoder:
-        graph = read_graph("decoder", path / decoder.text("filename"))
+        graph = read_graph("decoder", decoder.file_in(path, "filename"))
         if logits not in graph.ports.outputs:
             raise graph.error(f"there is no output {logits!r}, which the configuration names as the logits")
         return [Stage(graph, {}, {logits: "logits"})]
@@ -153,8 +153,8 @@ def _stages(path: Path, decoder: Section, logits: str, notes: list[str]) -> list
     found = []
     for name, part, prompt in _needed(parts):
         part.ignore("is_lm_head", "reset_session_idx")
-        graph = read_graph(_name(name), path / part.text("filename"))
-        first = read_graph(_name(prompt[0]), path / prompt[1].text("filename")) if prompt else None
+        graph = read_graph(_name(name), part.file_in(path, "filename"))
+        first = read_graph(_name(prompt[0]), prompt[1].file_in(path, "filename")) if prompt else None
         if prompt:
             prompt[1].ignore("inputs", "outputs", "output_names_forwarder", "is_lm_head", "reset_session_idx")
             notes.append(f"left out: the graph {prompt[0]}, whose work {name} does as well")

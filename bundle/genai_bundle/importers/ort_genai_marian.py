@@ -81,7 +81,7 @@ def marian_pipeline(path: Path, model: Section, text: Text, generation: dict[str
 def _graph(name: str, path: Path, section: Section) -> tuple[SourceGraph, int, Mapping[str, int]]:
     """A graph for one request, and for how many, along which axes, the file was made."""
     section.ignore("hidden_size", "head_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers")
-    graph = read_graph(name, path / section.text("filename"))
+    graph = read_graph(name, section.file_in(path, "filename"))
     every = {**graph.ports.inputs, **graph.ports.outputs}
     axes = {
         port: BATCH_AXIS.get(port, 0)

@@ -28,8 +28,8 @@ def whisper_pipeline(path: Path, model: Section, text: Text, generation: dict[st
     encoder_config, config = model.section("encoder"), model.section("decoder")
     encoder_config.ignore("hidden_size", "head_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers")
     config.ignore("hidden_size", "num_attention_heads", "num_hidden_layers")
-    encoder = read_graph("encoder", path / encoder_config.text("filename"))
-    decoder = read_graph("decoder", path / config.text("filename"))
+    encoder = read_graph("encoder", encoder_config.file_in(path, "filename"))
+    decoder = read_graph("decoder", config.file_in(path, "filename"))
     hearing = read_hearing(path)
     inputs, outputs = config.section("inputs"), config.section("outputs")
     grown = {

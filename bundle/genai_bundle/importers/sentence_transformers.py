@@ -102,6 +102,8 @@ def _modules(path: Path, modules: Sequence[Section], configs: list[Section]) -> 
     for module in modules:
         module.ignore("idx", "name")
         kind, folder = module.text("type").rpartition(".")[2], module.text("path")
+        if folder:
+            module.file_in(path, "path")
         if kind == "Transformer" and transformer is None:
             transformer = folder
         elif kind == "Pooling" and not modes and not normalised:

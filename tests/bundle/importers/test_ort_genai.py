@@ -250,6 +250,7 @@ def change(found: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     ("key", "value", "words"),
     [
         ("model.decoder.filename", "absent.onnx", "the graph absent.onnx is missing"),
+        ("model.decoder.filename", "../model.onnx", "model.decoder.filename: is '../model.onnx', expected the name"),
         ("model.context_length", 0, "model.context_length: is 0"),
         ("model.eos_token_id", "</s>", "model.eos_token_id: is '</s>', expected token ids"),
         ("model.decoder.inputs", {"past_key_names": "past"}, "one %d for the layer"),
