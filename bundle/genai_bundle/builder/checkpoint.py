@@ -11,13 +11,15 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genai_bundle.builder.adapters.folder import Adapter
 from genai_bundle.builder.json_file import read_object
 from genai_bundle.builder.safetensors import StoredTensor, read_safetensors
 from genai_bundle.builder.text_assets import TextAssets, read_text_assets
 from genai_bundle.errors import SourceError
+
+if TYPE_CHECKING:
+    from genai_bundle.builder.adapters.folder import Adapter
 
 Json = Any
 

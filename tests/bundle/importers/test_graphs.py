@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,31 @@ def test_compiled_graphs_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "g.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(SourceError, match=r"g\.onnx: node 'blob' \(EPContext\)"):
         read_graph("g", tmp_path / "g.onnx")
+
+
+WITHOUT = """
+import sys
+from pathlib import Path
+for name in ("torch", "transformers", "onnx_ir", "onnxscript", "safetensors", "gguf", "peft"):
+    sys.modules[name] = None
+from genai_bundle.builder.build import build
+for source in sys.argv[1:]:
+    build(Path(source), Path(source + ".genai"))
+"""
+
+
+def test_folders_and_recipes_need_no_more_than_the_package_does(tmp_path: Path) -> None:
+    """Without PyTorch, and without the other packages of the extra `build`."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    onnx.save(tiny.decoder(), folder / "model.onnx")
+    tiny.write_json(folder / "config.json", {"vocab_size": tiny.WORDS, "max_position_embeddings": 64})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: r\ngraphs: {g: {onnx: 'g (float[N] x) => (float[N] y) { y = Neg (x) }'}}\n"
+                      "inputs: {x: 'f32[N]'}\noutputs: {y: 'f32[N]'}\n"
+                      "steps: [{run: g, in: {x: x}, out: {y: z}}, {emit: {y: z}}]\n")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", WITHOUT, folder, recipe], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_missing_weights_name_the_file(tmp_path: Path) -> None:

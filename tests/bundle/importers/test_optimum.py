@@ -211,6 +211,15 @@ def test_what_cannot_be_imported_is_refused(decoder: Path, both: Path) -> None:
         imported(decoder)
 
 
+def test_a_chat_template_takes_messages(decoder: Path) -> None:
+    (decoder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}seven")
+    with load(imported(decoder), threads=1) as pipeline:
+        messages = [{"role": "user", "content": "one two"}]
+        tokens = pipeline(messages=messages, max_tokens=STEPS).outputs["tokens"][0].tolist()
+        again = pipeline(prompt="one two seven", max_tokens=STEPS).outputs["tokens"][0].tolist()
+    assert tokens == again == alone(tiny.decoder(), [1, 2, 7])
+
+
 def test_options_for_checkpoints_are_refused(decoder: Path) -> None:
     with pytest.raises(UsageError, match="--quantize works on checkpoints"):
         imported(decoder, quantize="int4")
