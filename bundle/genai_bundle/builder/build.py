@@ -40,6 +40,7 @@ def build(source: Path, target: Path, options: BuildOptions | None = None, progr
     if not source.exists() and hub.is_repository(source):
         name, source = source, hub.cached_snapshot(source.as_posix())
         tell(f"found {name} in the Hugging Face cache")
+        tell.published = {"repo": name.as_posix(), "revision": source.name}
         options = replace(options, details={"name": name.name, **options.details})
     if not source.exists():
         raise UsageError("there is no such file or folder", where=str(source), hint=HINT)
@@ -48,7 +49,7 @@ def build(source: Path, target: Path, options: BuildOptions | None = None, progr
     for module in sorted(entry.name for entry in pkgutil.iter_modules(importers.__path__)):
         importer = import_module(f"{importers.__name__}.{module}")
         if hasattr(importer, "recognises") and importer.recognises(source):
-            tell.recognised(importer.LAYOUT)
+            tell.recognised(importer.LAYOUT, source)
             if hasattr(importer, "build"):
                 identity: str = importer.build(source, target, options, tell)
                 return identity
@@ -57,12 +58,12 @@ def build(source: Path, target: Path, options: BuildOptions | None = None, progr
     if source.is_file() and source.suffix.lower() in RECIPE_SUFFIXES:
         from genai_bundle.builder.recipe import build_recipe
 
-        tell.recognised("a recipe")
+        tell.recognised("a recipe", source)
         importers.check_options(options, "a recipe")
         return build_recipe(source, target, overwrite=options.overwrite, details=options.details, progress=tell)
     if not source.is_dir():
         raise UsageError("is neither a folder nor a recipe (.yaml)", where=str(source), hint=HINT)
     from genai_bundle.builder.from_checkpoint import build_checkpoint
 
-    tell.recognised("a checkpoint folder")
+    tell.recognised("a checkpoint folder", source)
     return build_checkpoint(source, target, options, tell)

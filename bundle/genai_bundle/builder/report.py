@@ -26,7 +26,8 @@ Json = Mapping[str, Any]
 class Report:
     """A record that builders and importers fill, and that is called with each next step: it takes the place of `tell`.
 
-    tell: gets each step. layout: what the source was taken for. failures: the exporters that were tried in vain, each
+    tell: gets each step. layout: what the source was taken for, and path where it lies. published: the repository and
+    the revision of it that were read, where that is known. failures: the exporters that were tried in vain, each
     with its error, in their order. proved: the forms of the bundle that passed, with the largest difference where
     logits were compared. figures: anything measured, by name, ready to print. notes: what a person should know, such
     as a setting that was left out.
@@ -34,6 +35,8 @@ class Report:
 
     tell: Tell = lambda _: None
     layout: str = ""
+    path: Path | None = None
+    published: dict[str, str] = field(default_factory=dict)
     failures: list[tuple[str, GenaiError]] = field(default_factory=list)
     proved: dict[str, float | None] = field(default_factory=dict)
     figures: dict[str, str] = field(default_factory=dict)
@@ -47,9 +50,9 @@ class Report:
     def __call__(self, step: str) -> None:
         self.tell(step)
 
-    def recognised(self, layout: str) -> None:
-        """Say what the source is."""
-        self.layout = layout
+    def recognised(self, layout: str, path: Path) -> None:
+        """Say what the source at `path` is."""
+        self.layout, self.path = layout, path
         self.tell(f"this is {layout}")
 
     def failed(self, exporter: str, error: GenaiError) -> None:
@@ -78,10 +81,10 @@ class Report:
             {"name": name, "failed": "proof" if isinstance(error, ProofError) else "export"}
             for name, error in self.failures
         ]
-        return {"tried": tried} if tried else {}
+        return {**self.published, **({"tried": tried} if tried else {})}
 
 
-def summary(report: Report, source: Path, bundle: Bundle) -> dict[str, Any]:
+def summary(report: Report, bundle: Bundle) -> dict[str, Any]:
     """Everything that `build` has to say of a finished bundle, as JSON values. Sizes are in bytes."""
     manifest = bundle.manifest
     files = manifest.files
@@ -90,9 +93,10 @@ def summary(report: Report, source: Path, bundle: Bundle) -> dict[str, Any]:
     weights = sum(entry.size for path, entry in files.items() if is_weights(path))
     topology = sum(entry.size for path, entry in files.items() if path in graphs)
     whole = sum(entry.size for entry in files.values())
-    read = _read_size(source, manifest.source.get("files"))
+    read = _read_size(report.path, manifest.source.get("files"))
     return {
         "layout": report.layout,
+        **report.published,
         "exporter": manifest.source.get("exporter"),
         "tried": [{"name": name, "reason": str(error)} for name, error in report.failures],
         "read": {"files": dict(manifest.source.get("files") or {}), "size": read},
@@ -106,8 +110,10 @@ def summary(report: Report, source: Path, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _read_size(source: Path, files: Any) -> int | None:
+def _read_size(source: Path | None, files: Any) -> int | None:
     """Bytes of the source's files, None where the record does not name them."""
+    if source is None:
+        return None
     if source.is_file():
         return source.stat().st_size
     names = [source / name for name in files] if isinstance(files, Mapping) else []

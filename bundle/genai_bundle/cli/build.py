@@ -118,7 +118,7 @@ def build(
         identity = run_build(source, output, options, report)
     size = output.stat().st_size
     with open_bundle(output, check=False) as bundle:  # a build has checked and proved it
-        facts = summary(report, source, bundle)
+        facts = summary(report, bundle)
     if json:
         console.print_json({"id": identity, "path": str(output), "size": size, "report": facts})
     else:

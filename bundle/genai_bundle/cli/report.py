@@ -42,6 +42,8 @@ def build_rows(facts: Json) -> Iterator[Row]:
     from genai_bundle.cli.console import human_size
 
     yield "source", facts["layout"]
+    if "repo" in facts:
+        yield "source", f"{facts['repo']} {facts['revision']}"
     if facts["exporter"]:
         yield "exporter", " ".join(str(word) for word in facts["exporter"].values())
     for tried in facts["tried"]:

@@ -72,6 +72,7 @@ def finish(found: Assembled, target: Path, options: BuildOptions, tell: Progress
         tell("running the tests")
         report.tested(prove_tests(path))
 
-    manifest = {**found.manifest, **{key: value for key, value in options.details.items() if value}}
+    source = {**report.source(), **found.manifest["source"]}
+    manifest = {**found.manifest, "source": source, **{key: value for key, value in options.details.items() if value}}
     tell("writing")
     return write_bundle(target, manifest, found.members, overwrite=options.overwrite, before_commit=prove)

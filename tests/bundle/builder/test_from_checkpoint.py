@@ -181,7 +181,7 @@ def test_the_report_says_which_exporter_failed_and_the_bundle_says_it_too(
     assert list(report.proved) == ["portable", "ort-cpu"]
     assert all(gap is not None and gap < 1e-3 for gap in report.proved.values())
     with open_bundle(tmp_path / "x.genai") as bundle:
-        facts = summary(report, tiny, bundle)
+        facts = summary(report, bundle)
         source = bundle.manifest.source
     assert source["tried"] == [{"name": "broken", "failed": "export"}]
     assert source["proof"]["forms"] == ["portable", "ort-cpu"]

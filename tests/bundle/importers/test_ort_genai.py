@@ -19,7 +19,7 @@ import pytest
 from bundle.importers import tiny
 from genai_bundle.builder.build import build
 from genai_bundle.builder.options import BuildOptions
-from genai_bundle.builder.report import Report
+from genai_bundle.builder.report import Report, summary
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import SourceError
 from genai_runner import load
@@ -217,6 +217,24 @@ def test_the_record_says_what_was_read_and_compared(one_graph: Path) -> None:
         assert "plain loop" in source["proof"]["reference"]
         assert "dropped" not in source
         assert len(bundle.manifest.tests) == 3
+
+
+def test_a_folder_of_the_hub_s_cache_is_recorded_with_its_revision(
+    one_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--some-org--tiny"
+    shutil.copytree(one_graph, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    report = Report()
+    build(Path("some-org/tiny"), tmp_path / "x.genai", progress=report)
+    with open_bundle(tmp_path / "x.genai") as bundle:
+        source = bundle.manifest.source
+        facts = summary(report, bundle)
+    assert (source["repo"], source["revision"]) == ("some-org/tiny", commit) == (facts["repo"], facts["revision"])
+    assert facts["read"]["size"] == sum(path.stat().st_size for path in one_graph.iterdir())
 
 
 def test_a_key_that_is_not_understood_stops_the_build(one_graph: Path) -> None:
