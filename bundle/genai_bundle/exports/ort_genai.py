@@ -42,7 +42,7 @@ ROLES = {"ids": "input_ids", "mask": "attention_mask", "positions": "position_id
 HEADS = {"GroupQueryAttention": "num_heads", "MultiHeadAttention": "num_heads", "Attention": "q_num_heads"}
 
 NO_PADDING = -1
-"""No id of any text: the runtime hides every padding id of a prompt, and one that ends turns occurs in each."""
+"""No id of any text: padding ids at the end of a prompt are hidden, and prompts may end with a token that ends turns."""
 
 UNKNOWN = ("max_tokens", "min_p", "stop")
 """Defaults of a request that the runtime has no key for."""
@@ -123,7 +123,7 @@ def _model(bundle: Bundle, found: Generator, model: onnx.ModelProto, mask: str) 
     inputs = {word: port for word, port in named.items() if port in present}
     eos = list(bundle.manifest.text.eos) if bundle.manifest.text else []
     ids = {name: special_id(bundle, name) for name in ("bos_token", "pad_token")}
-    padding = ids["pad_token"]
+    padding = None if ids["pad_token"] in eos else ids["pad_token"]
     return {
         "type": TYPE,
         "vocab_size": vocabulary,

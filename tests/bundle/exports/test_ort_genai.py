@@ -20,6 +20,7 @@ from genai_bundle.errors import UsageError
 from genai_bundle.exports import choose
 from genai_bundle.exports.generator import generator
 from genai_bundle.exports.rewiring import EVERY, rewire
+from genai_bundle.writer import write_bundle
 from genai_runner import load
 from runner.tiny import bundle, counter, model
 
@@ -68,6 +69,22 @@ def test_rows_of_different_lengths_and_sampling_work_there_too(folder: Path, sam
     while not generator.is_done():
         generator.generate_next_token()
     assert len(generator.get_sequence(0)) > len(long)
+
+
+@pytest.mark.peers
+def test_an_end_token_that_ends_a_prompt_is_not_taken_for_padding(sample: Path, tmp_path: Path) -> None:
+    """Many checkpoints pad with the token that ends each turn of a conversation."""
+    with open_bundle(sample) as opened:
+        manifest = json.loads(opened.manifest.raw)
+        members = {path: opened.read(path) for path in manifest.pop("files")}
+    manifest["text"]["special"]["pad_token"] = manifest["text"]["special"]["eos_token"]
+    write_bundle(tmp_path / "x.genai", manifest, members)
+    prompt = "The end.<|eos|>Once upon a time<|eos|>"
+    with load(tmp_path / "x.genai", threads=1) as pipeline:
+        wanted = pipeline(prompt, max_tokens=20, temperature=0.0).outputs["tokens"][0].tolist()
+    peer = Peer(exported(tmp_path / "x.genai", tmp_path / "out", "ort-genai"))
+    ids = peer.ids({"prompt": prompt})
+    assert peer.greedy([ids, ids], 20) == [wanted, wanted]
 
 
 def test_the_folder_comes_back_as_a_bundle_with_the_same_tokens(folder: Path, sample: Path, tmp_path: Path) -> None:
