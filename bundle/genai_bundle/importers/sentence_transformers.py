@@ -8,10 +8,10 @@ These become a graph of the importer's own, `pool`, which runs exactly as writte
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from genai_bundle.builder.json_file import read_object
@@ -22,6 +22,7 @@ from genai_bundle.importers.foreign import Section, read_list, read_section
 from genai_bundle.importers.graphs import SourceGraph, made_graph
 from genai_bundle.importers.optimum_files import find_files
 from genai_bundle.importers.plain import Array, Run
+from genai_bundle.importers.pooling import POOL, Head, read_dense
 from genai_bundle.importers.text import Text, read_text
 
 if TYPE_CHECKING:
@@ -38,19 +39,6 @@ OLD = {
 }  # fmt: skip
 """Flags by which earlier releases say the same, in the order in which several are joined."""
 
-POOL = {
-    "cls": "{out} = Slice (vectors, zero, one, axis)",
-    "lasttoken": "{out} = Slice (vectors, minus, end, axis)",
-    "max": "{out} = ReduceMax (vectors, axis)",
-    "mean": "{out} = ReduceMean (vectors, axis)",
-    "mean_sqrt_len_tokens": "{out}_sum = ReduceSum (vectors, axis)  {out}_root = Sqrt (count)"
-    "  {out} = Div ({out}_sum, {out}_root)",
-    "weightedmean": "{out}_line = CumSum (ones, axis_scalar)  {out}_heavy = Mul (vectors, {out}_line)"
-    "  {out}_sum = ReduceSum ({out}_heavy, axis)  {out}_all = ReduceSum ({out}_line, axis)"
-    "  {out} = Div ({out}_sum, {out}_all)",
-}
-"""From `vectors` [1,N,D] to [1,1,D]: one text, all of whose tokens count."""
-
 
 def recognises(path: Path) -> bool:
     return (path / MODULES).is_file() and find_files(path) is not None
@@ -61,7 +49,7 @@ def assemble(path: Path, options: BuildOptions, tell: Progress) -> Assembled:
     modules = read_list(path / MODULES)
     configs = list(modules)
     notes: list[str] = []
-    transformer, modes, normalised = _modules(path, modules, configs)
+    transformer, head, weights = _modules(path, modules, configs)
     files = find_files(path if (path / "onnx").is_dir() or not transformer else path / transformer)
     config = read_object(path / transformer / "config.json", required=True) or {}
     if files is None or "model" not in files.names:
@@ -72,7 +60,7 @@ def assemble(path: Path, options: BuildOptions, tell: Progress) -> Assembled:
     longest = _longest(path, path / transformer, config, configs, notes)
     _prompts(path, configs, notes)
     vectors = token_vectors(encoder.graph)
-    size = width(encoder.graph, vectors) * len(modes)
+    size = head.size(width(encoder.graph, vectors))
     clip, kept = _clip(text, longest)
     steps = encoder.steps({vectors: "vectors"})
     steps[0]["out"] = {"ids": "whole"}
@@ -84,39 +72,40 @@ def assemble(path: Path, options: BuildOptions, tell: Progress) -> Assembled:
 
     def plain(ids: Sequence[int], run: Run) -> Array:
         short = list(ids) if len(ids) <= longest else [*ids[: longest - kept], *ids[len(ids) - kept :]]
-        return pooled(encoder.plain(short, run)[vectors][0], modes, normalised)[None]
+        return head.plain(encoder.plain(short, run)[vectors][0])[None]
 
-    graphs = [clip, *encoder.graphs(), _pool(modes, normalised)]
+    graphs = [clip, *encoder.graphs(), head.graph()]
     found = Embedding(encoder, text, graphs, steps, {"type": "f32", "dims": [1, size]}, plain)
-    read = [path / transformer / "config.json"]
+    read = [path / transformer / "config.json", *weights]
     return assemble_embedding(
         path, found, config | {"max_position_embeddings": None}, configs, read, notes, options, tell
     )
 
 
-def _modules(path: Path, modules: Sequence[Section], configs: list[Section]) -> tuple[str, list[str], bool]:
-    """The transformer's folder, the ways of pooling, and whether the result has length 1."""
+def _modules(path: Path, modules: Sequence[Section], configs: list[Section]) -> tuple[str, Head, list[Path]]:
+    """The transformer's folder, what follows it, and the weights of that."""
     transformer: str | None = None
-    modes: list[str] = []
-    normalised = False
+    head, weights = Head(), list[Path]()
     for module in modules:
         module.ignore("idx", "name")
-        kind, folder = module.text("type").rpartition(".")[2], module.text("path")
-        if folder:
-            module.file_in(path, "path")
+        kind, name = module.text("type").rpartition(".")[2], module.text("path")
+        folder = module.file_in(path, "path") if name else path
+        if kind in ("Pooling", "Dense"):
+            configs.append(Section(read_object(folder / "config.json", required=True) or {}, f"{name}/config.json"))
         if kind == "Transformer" and transformer is None:
-            transformer = folder
-        elif kind == "Pooling" and not modes and not normalised:
-            values = read_object(path / folder / "config.json", required=True) or {}
-            configs.append(Section(values, f"{folder}/config.json"))
-            modes = _modes(configs[-1])
-        elif kind == "Normalize" and modes:
-            normalised = True
+            transformer = name
+        elif kind == "Pooling" and not head.modes:
+            head = replace(head, modes=tuple(_modes(configs[-1])))
+        elif kind == "Dense" and head.modes and not head.normalised:
+            head = replace(head, layers=(*head.layers, read_dense(folder, configs[-1])))
+            weights.append(folder / "model.safetensors")
+        elif kind == "Normalize" and head.modes:
+            head = replace(head, normalised=True)
         else:
-            raise module.wrong("type", "a Transformer, then Pooling, then Normalize or nothing")
-    if transformer is None or not modes:
+            raise module.wrong("type", "a Transformer, then Pooling, then Dense, then Normalize")
+    if transformer is None or not head.modes:
         raise SourceError("has no Transformer with Pooling behind it", where=MODULES)
-    return transformer, modes, normalised
+    return transformer, head, weights
 
 
 def _modes(config: Section) -> list[str]:
@@ -186,36 +175,3 @@ def _clip(text: Text, longest: int) -> tuple[SourceGraph, int]:
         "  clipped = Concat <axis = 1> (head, tail) }",
     )
     return graph, kept
-
-
-def _pool(modes: Sequence[str], normalised: bool) -> SourceGraph:
-    parts = [POOL[mode].format(out=f"part{index}") for index, mode in enumerate(modes)]
-    names = ", ".join(f"part{index}" for index in range(len(modes)))
-    end = (
-        "square = Mul (flat, flat)  sum = ReduceSum (square, axis)  norm = Sqrt (sum)  safe = Max (norm, tiny)"
-        "  pooled = Div (flat, safe)"
-        if normalised
-        else "pooled = Identity (flat)"
-    )
-    return made_graph(
-        "pool",
-        "pool (float[1,N,D] vectors) => (float[1,E] pooled) <int64[1] zero = {0}, int64[1] one = {1},"
-        " int64[1] minus = {-1}, int64[1] end = {9223372036854775807}, int64[1] axis = {1}, int64 axis_scalar = {1},"
-        " float tiny = {1.0e-12}> {"
-        "  size = Shape <start = 1, end = 2> (vectors)  count = Cast <to = 1> (size)"
-        "  row = Concat <axis = 0> (one, size, one)"
-        "  ones = ConstantOfShape <value: tensor = float[1] {1}> (row)"
-        f"  {'  '.join(parts)}  joined = Concat <axis = 2> ({names})  flat = Squeeze (joined, axis)  {end} }}",
-    )
-
-
-def pooled(vectors: Array, modes: Sequence[str], normalised: bool) -> Array:
-    """The plain form of `pool`: from [N,D] to [E]."""
-    count = np.arange(1, len(vectors) + 1, dtype=np.float32)[:, None]
-    found = {
-        "cls": vectors[0], "lasttoken": vectors[-1], "max": vectors.max(0), "mean": vectors.mean(0),
-        "mean_sqrt_len_tokens": vectors.sum(0) / np.sqrt(len(vectors)),
-        "weightedmean": (vectors * count).sum(0) / count.sum(),
-    }  # fmt: skip
-    joined: Array = np.concatenate([found[mode] for mode in modes]).astype(np.float32)
-    return joined / max(float(np.linalg.norm(joined)), 1e-12) if normalised else joined

@@ -17,6 +17,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+from bundle.builder.conftest import safetensors_bytes
 from bundle.importers import tiny
 from cli.samples import tokenizer
 from genai_bundle.builder.build import build
@@ -105,6 +106,30 @@ def test_flags_of_earlier_releases_and_several_ways_joined(tmp_path: Path) -> No
     with load(imported(folder), threads=1) as pipeline:
         embedding = pipeline(text="two").outputs["embedding"]
     assert np.allclose(embedding[0], np.concatenate([found[0], found.mean(0)]), atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["Tanh", "Identity"])
+def test_a_dense_layer_behind_the_pooling(activation: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "x", {"pooling_mode": "mean"})
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.insert(2, {"idx": 2, "name": "2", "path": "2_Dense", "type": PREFIX + "Dense"})
+    tiny.write_json(folder / "modules.json", modules)
+    (folder / "2_Dense").mkdir()
+    named = {"in_features": tiny.WIDTH, "out_features": 5, "bias": True}
+    tiny.write_json(
+        folder / "2_Dense" / "config.json", named | {"activation_function": f"torch.nn.modules.x.{activation}"}
+    )
+    weights = tiny.weights(4, weight=(5, tiny.WIDTH), bias=(5,))
+    tensors = {f"linear.{name}": one for name, one in weights.items()}
+    (folder / "2_Dense" / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    value = vectors([0, 2, 0]).mean(0) @ weights["weight"].T + weights["bias"]
+    value = np.tanh(value) if activation == "Tanh" else value
+    with load(imported(folder), threads=1) as pipeline:
+        embedding = pipeline(text="two").outputs["embedding"]
+    assert np.allclose(embedding, value[None] / np.linalg.norm(value), atol=1e-5)
+    (folder / "2_Dense" / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match=r"model\.safetensors is missing"):
+        imported(folder)
 
 
 @pytest.mark.parametrize(
