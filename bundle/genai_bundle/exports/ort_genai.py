@@ -42,7 +42,7 @@ ROLES = {"ids": "input_ids", "mask": "attention_mask", "positions": "position_id
 HEADS = {"GroupQueryAttention": "num_heads", "MultiHeadAttention": "num_heads", "Attention": "q_num_heads"}
 
 NO_PADDING = -1
-"""No id of any text: padding ids at the end of a prompt are hidden, and prompts may end with a token that ends turns."""
+"""No id of any text: padding ids that end a prompt are hidden, and a prompt may end with a token that ends turns."""
 
 UNKNOWN = ("max_tokens", "min_p", "stop")
 """Defaults of a request that the runtime has no key for."""
