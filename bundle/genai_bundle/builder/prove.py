@@ -18,7 +18,7 @@ import onnx
 from genai_bundle.builder.closeness import LoadedGraph
 from genai_bundle.builder.parity import Array, Cache, Decoder, Golden, check_decoder
 from genai_bundle.bundle import open_bundle
-from genai_bundle.errors import ProofError, SourceError, UsageError
+from genai_bundle.errors import GenaiError, ProofError, SourceError, UsageError
 from genai_bundle.manifest import Manifest
 from genai_bundle.ports import match_ports
 from genai_runner import load
@@ -286,7 +286,13 @@ def _decoder(pipeline: Pipeline, graph: str, variant: str, goldens: Sequence[Gol
     loaded = pipeline.graph(graph, adapter=adapter)
 
     def run(feeds: Mapping[str, Array], want: Sequence[str], into: Mapping[str, Array]) -> Mapping[str, Array]:
-        outputs: Mapping[str, Array] = loaded.run(feeds, want, into=into)
+        try:
+            outputs: Mapping[str, Array] = loaded.run(feeds, want, into=into)
+        except GenaiError:
+            raise
+        except Exception as error:  # whatever the engine raises on a graph that does not fit itself
+            reason = " ".join(str(error).split())
+            raise ProofError(f"the graph cannot be run: {reason}", where="a run of it") from error
         return outputs
 
     longest = max(len(golden.text) for golden in goldens) + 1

@@ -76,6 +76,33 @@ def test_a_wrong_graph_is_not_believed(tmp_path: Path) -> None:
     assert not (tmp_path / "wrong.genai").exists()
 
 
+def test_a_recurrent_graph_takes_the_whole_prompt(tmp_path: Path) -> None:
+    """One group, for with several mobius is wrong."""
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    from families import save, write_text_files
+
+    sizes = {"vocab_size": 260, "hidden_size": 32, "num_heads": 4, "head_dim": 16, "state_size": 8}
+    config = Mamba2Config(**sizes, num_hidden_layers=2, n_groups=1, chunk_size=8)
+    folder = tmp_path / "mamba"
+    save(Mamba2ForCausalLM(config), folder)
+    write_text_files(folder)
+    build(folder, tmp_path / "mamba.genai", BuildOptions(exporter="mobius"))
+    with open_bundle(tmp_path / "mamba.genai") as bundle:
+        assert {name: state.update for name, state in bundle.manifest.state.items()} == {"recurrent": "replace"}
+        ports = bundle.ports("decoder.onnx").inputs
+    assert ports["input_ids"].dims == ("batch", "sequence")
+    assert ports["past_key_values.1.recurrent"].dims[1:] == (4, 8, 16)
+
+
+def test_a_graph_that_cannot_be_run_is_not_believed(tmp_path: Path) -> None:
+    from families import FAMILIES
+
+    FAMILIES["jamba"](tmp_path / "jamba")
+    with pytest.raises(ProofError, match=r"the graph cannot be run: .*Squeeze"):
+        build(tmp_path / "jamba", tmp_path / "wrong.genai", BuildOptions(exporter="mobius"))
+
+
 def test_without_it_the_reason_is_said(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mobius, "find_spec", lambda _: None)
     with pytest.raises(SourceError, match=r"mobius: it is not installed\. Install it with: pip install"):

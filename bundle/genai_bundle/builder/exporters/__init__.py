@@ -35,3 +35,20 @@ KV_STATE: Mapping[str, Any] = {
     "tokens": "input_ids",
 }
 """The state entry of a decoder's growing cache."""
+
+
+def states(model: Any) -> Mapping[str, Mapping[str, Any]]:
+    """The manifest's states for the cache ports of a decoder: keys and values grow, other states are replaced."""
+    fields = {
+        str(value.name).split(".", 2)[2]
+        for value in model.graph.inputs
+        if str(value.name).startswith("past_key_values.")
+    }
+    if fields == {"key", "value"}:
+        return {"kv": KV_STATE}
+    grown, replaced = (
+        {f"past_key_values.{{n}}.{field}": f"present.{{n}}.{field}" for field in sorted(own)}
+        for own in (fields & {"key", "value"}, fields - {"key", "value"})
+    )
+    recurrent = {"graph": "decoder", "ports": replaced, "update": "replace", "tokens": "input_ids"}
+    return ({"kv": {**KV_STATE, "ports": grown}} if grown else {}) | {"recurrent": recurrent}

@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 
 from genai_bundle.builder import tidy
 from genai_bundle.builder.checkpoint import Checkpoint, text_config
-from genai_bundle.builder.exporters import KV_STATE, Export
+from genai_bundle.builder.exporters import Export, states
 from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.builder.exporters.replay import rearranged
 from genai_bundle.builder.lazy import Weight, graph_tensor
@@ -38,7 +38,10 @@ NEWER = frozenset({"TensorScatter", "Swish"})
 THROUGH = frozenset({"Mul", "Div", "Tanh", "Cast", "Add"})
 """What may stand between the output head and the logits: scales, caps, a bias."""
 
-_CACHE = re.compile(r"(past_key_values|present)\.(\d+)\.(key|value)")
+_CACHE = re.compile(r"(past_key_values|past_states|present)\.(\d+)\.(key|value|conv_state|ssm_state|recurrent_state)")
+
+_FIELDS = {"conv_state": "conv", "ssm_state": "recurrent", "recurrent_state": "recurrent"}
+"""Our names for a layer's states."""
 
 
 def export_decoder(checkpoint: Checkpoint) -> Export:
@@ -53,7 +56,7 @@ def export_decoder(checkpoint: Checkpoint) -> Export:
         raise SourceError(f"its graph has the port '{strange[0]}', a state of a kind not built yet", where=NAME)
     attach_weights(module, model, checkpoint)
     arrange(model)
-    return Export({"decoder": model}, {"kv": KV_STATE}, NAME, version("mobius-onnx"))
+    return Export({"decoder": model}, states(model), NAME, version("mobius-onnx"))
 
 
 def build_graph(checkpoint: Checkpoint) -> tuple[Any, ir.Model]:
@@ -124,9 +127,12 @@ def arrange(model: ir.Model) -> None:
         tidy.scope(node, scopes)
     names = {"sequence_len": "sequence", "past_sequence_len": "past", "past_sequence_len + sequence_len": "total"}
     tidy.name_axes(model, {"batch": "batch", **names})
-    for value in graph.inputs:
+    for value in (*graph.inputs, *graph.outputs):
         if value.name == "attention_mask":
             value.shape = ir.Shape(["batch", "total"])
+        elif match := _CACHE.fullmatch(str(value.name)):
+            side = "present" if match[1] == "present" else "past_key_values"
+            value.name = f"{side}.{match[2]}.{_FIELDS.get(match[3], match[3])}"
     used = {node.op_type for node in model.graph.all_nodes()}
     if not used & NEWER:
         model.opset_imports[""] = OPSET

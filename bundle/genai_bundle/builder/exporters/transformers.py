@@ -13,7 +13,7 @@ import transformers
 
 from genai_bundle.builder import tidy
 from genai_bundle.builder.checkpoint import Checkpoint
-from genai_bundle.builder.exporters import KV_STATE, Export
+from genai_bundle.builder.exporters import Export, states
 from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.builder.exporters.recurrence import as_scans
 from genai_bundle.builder.exporters.skeleton import construct, sample
@@ -70,19 +70,6 @@ def _trace(model: Any, weights: Weights, sequences: Sequence[int]) -> ir.Model:
         second = sample(model, BATCH + 2, sequences[-1], PAST + 4)
     with as_scans(model):
         return trace(model, weights, first, second)
-
-
-def states(model: ir.Model) -> Mapping[str, Mapping[str, Any]]:
-    """The manifest's states for the cache ports of a decoder: keys and values grow, other states are replaced."""
-    fields = {str(value.name).split(".", 2)[2] for value in model.graph.inputs if _is_past(value)}
-    if fields == {"key", "value"}:
-        return {"kv": KV_STATE}
-    grown, replaced = (
-        {f"past_key_values.{{n}}.{field}": f"present.{{n}}.{field}" for field in sorted(own)}
-        for own in (fields & {"key", "value"}, fields - {"key", "value"})
-    )
-    recurrent = {"graph": "decoder", "ports": replaced, "update": "replace", "tokens": "input_ids"}
-    return ({"kv": {**KV_STATE, "ports": grown}} if grown else {}) | {"recurrent": recurrent}
 
 
 def _is_past(value: ir.Value) -> bool:
