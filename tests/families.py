@@ -170,6 +170,20 @@ def whisper(path: Path) -> None:
     write_json(path / "preprocessor_config.json", features)
 
 
+def gemma3_vision(path: Path) -> None:
+    """A model of texts and pictures, of which its language model is built."""
+    import transformers
+
+    text = BASE | {"head_dim": 16, "sliding_window": WINDOW, "layer_types": MIXED}
+    vision = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision | {"image_size": 32, "patch_size": 8}, mm_tokens_per_image=4,
+        image_token_index=259, boi_token_index=257, eoi_token_index=258,
+    )  # fmt: skip
+    save(transformers.Gemma3ForConditionalGeneration(config), path)
+    write_text_files(path)
+
+
 MIXED = ["sliding_attention", "full_attention"]
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -200,6 +214,7 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "phi3-longrope": causal("Phi3", rope_parameters=LONGROPE, original_max_position_embeddings=32),
     "gemma2": causal("Gemma2", head_dim=16, sliding_window=WINDOW, layer_types=MIXED, query_pre_attn_scalar=20),
     "gemma3": causal("Gemma3Text", head_dim=16, sliding_window=WINDOW, layer_types=MIXED),
+    "gemma3-vision": gemma3_vision,
     "gpt2": causal("GPT2", n_embd=32, n_layer=2, n_head=4, n_positions=128),
     "gpt-neox": causal("GPTNeoX", rotary_pct=0.5),
     "granite": causal(

@@ -23,11 +23,15 @@ BATCH = "batch of two rows, of different length where the graph has a mask or le
 
 
 def matches(config: Mapping[str, Any]) -> bool:
-    """A config without `architectures` is taken for one, as transformers' AutoModelForCausalLM would."""
-    named = config.get("architectures") or ["ForCausalLM"]
-    return not config.get("is_encoder_decoder") and any(
-        str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named
-    )
+    """A config without `architectures` is taken for one, as transformers' AutoModelForCausalLM would.
+
+    So is a model of texts and pictures with a language model inside: what is built of it takes texts.
+    """
+    named = [str(name) for name in config.get("architectures") or ["ForCausalLM"]]
+    endings = ["ForCausalLM", "LMHeadModel"]
+    if isinstance(config.get("text_config"), Mapping) and isinstance(config.get("vision_config"), Mapping):
+        endings.append("ForConditionalGeneration")
+    return not config.get("is_encoder_decoder") and any(name.endswith(tuple(endings)) for name in named)
 
 
 def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
