@@ -10,6 +10,7 @@ its old content until the new bundle has reproduced the model.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -129,6 +130,7 @@ def _build_with(
             **({"adapters": {adapter.name: adapter.digests() for adapter in adapters}} if adapters else {}),
             "proof": {**answers.proof, "forms": provable(entries)},
             "weights": dict(stored.record),
+            **_dropped(export, checkpoint, tell),
         },
         "tests": list(answers.tests),
         **{key: value for key, value in options.details.items() if key != "name" and value},
@@ -154,6 +156,21 @@ def _exporters(kind: kinds.Kind, wanted: str | None) -> Mapping[str, Callable[[C
     if wanted not in known:
         raise UsageError(f"no exporter for this kind of model is called {wanted!r}", hint=f"Known: {', '.join(known)}")
     return {wanted: known[wanted]}
+
+
+def _dropped(export: Export, checkpoint: Checkpoint, tell: Report) -> dict[str, dict[str, list[str]]]:
+    """`dropped` of the manifest's `source`: tensors without a part in the bundle, many of one module in one line."""
+    found: dict[str, Counter[str]] = {}
+    for name in export.dropped:
+        module = ".".join(name.split(".")[:2])
+        found.setdefault(checkpoint.tensors[name].file, Counter())[module] += 1
+    lines = {
+        file: [f"{module} ({count} tensors)" if count > 1 else module for module, count in sorted(counts.items())]
+        for file, counts in sorted(found.items())
+    }
+    for file, modules in lines.items():
+        tell.note(f"dropped, no part of the graph: {', '.join(modules)} ({file})")
+    return {"dropped": lines} if lines else {}
 
 
 def _all_failed(names: list[str], failures: list[SourceError | ProofError]) -> SourceError | ProofError:

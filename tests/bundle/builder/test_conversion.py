@@ -13,10 +13,12 @@ import pytest
 from conftest import optional
 from families import FAMILIES
 
-optional("torch", "torch")
+ir = optional("onnx_ir", "torch")
 
+from genai_bundle.builder.checkpoint import read_checkpoint  # noqa: E402
 from genai_bundle.builder.exporters.conversion import convert  # noqa: E402
 from genai_bundle.builder.exporters.skeleton import construct  # noqa: E402
+from genai_bundle.builder.exporters.tracing import dropped  # noqa: E402
 from genai_bundle.builder.safetensors import read_safetensors  # noqa: E402
 from genai_bundle.errors import SourceError  # noqa: E402
 
@@ -68,3 +70,19 @@ def test_parts_of_different_shape_are_refused_with_their_names(tmp_path: Path) -
     save_file(tensors, tmp_path / "b" / "model.safetensors")
     with pytest.raises(SourceError, match=r"model.layers.1.mlp.experts.down_proj.*different shapes"):
         convert(construct(tmp_path / "b"), read_safetensors(tmp_path / "b" / "model.safetensors"))
+
+
+def test_tensors_without_a_part_in_the_graph_are_named(tmp_path: Path) -> None:
+    """A causal mask of old, and what the graph does not use; a head that is tied to the table is no loss."""
+    from safetensors.numpy import load_file, save_file
+
+    FAMILIES["gpt2"](tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    more = {"h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32), "lm_head.weight": tensors["transformer.wte.weight"]}
+    save_file(tensors | more, tmp_path / "model.safetensors")
+    checkpoint = read_checkpoint(tmp_path)
+    names = tensors.keys() - {"transformer.h.1.ln_2.bias"}
+    values = [ir.Value(name=name, const_value=ir.tensor([0.0], name=name)) for name in names]
+    graph = ir.Model(ir.Graph([], [], nodes=[], initializers=values), ir_version=10)
+    model = construct(tmp_path)
+    assert dropped(model, checkpoint, graph) == ["h.0.attn.bias", "transformer.h.1.ln_2.bias"]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ class Export:
     state: Mapping[str, Mapping[str, Any]]
     exporter: str
     version: str
+    dropped: Sequence[str] = ()
+    """Tensors of the checkpoint that no graph uses, where the exporter knows."""
 
 
 KV_STATE: Mapping[str, Any] = {

@@ -46,6 +46,19 @@ def bind(model: Any, checkpoint: Checkpoint) -> Weights:
     return match_weights(model, checkpoint, held)
 
 
+def dropped(model: Any, checkpoint: Checkpoint, graph: ir.Model) -> list[str]:
+    """Tensors of the checkpoint that a traced model has no use for: of another tower, of heads for training, of old."""
+    held, strange = convert(model, checkpoint.tensors)
+    used = graph.graph.initializers.keys()
+    aliases = parameter_names(model)
+    idle = [
+        weight.name
+        for name, weight in held.items()
+        if not any(held[other].name in used for other in [name, *aliases.get(name, [])] if other in held)
+    ]
+    return sorted({*strange, *(name for name in idle if name in checkpoint.tensors)})
+
+
 def trace(module: Any, weights: Weights, first: Mapping[str, Any], second: Mapping[str, Any]) -> ir.Model:
     """The graph of `module`, whose axes are dynamic where the two samples of its arguments differ.
 

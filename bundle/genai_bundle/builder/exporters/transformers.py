@@ -17,7 +17,7 @@ from genai_bundle.builder.exporters import Export, states
 from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.builder.exporters.recurrence import as_scans
 from genai_bundle.builder.exporters.skeleton import construct, sample
-from genai_bundle.builder.exporters.tracing import NAME, Weights, bind, trace, traceable
+from genai_bundle.builder.exporters.tracing import NAME, Weights, bind, dropped, trace, traceable
 from genai_bundle.errors import SourceError
 
 BATCH, SEQUENCE, PAST = 2, 3, 5
@@ -61,7 +61,8 @@ def _export(checkpoint: Checkpoint, *sequences: int) -> Export:
     tidy.slice_before_head(program, indices="logits_to_keep", count="num_logits")
     tidy.simplify_padding_mask(program, "attention_mask")
     tidy.finish(program)
-    return Export({"decoder": program}, states(program), NAME, transformers.__version__)
+    idle = dropped(model, checkpoint, program)
+    return Export({"decoder": program}, states(program), NAME, transformers.__version__, idle)
 
 
 def _trace(model: Any, weights: Weights, sequences: Sequence[int]) -> ir.Model:
