@@ -14,7 +14,7 @@ from bundle.builder.conftest import MakeModel
 from conftest import optional
 from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.bundle import open_bundle
-from genai_bundle.errors import SourceError
+from genai_bundle.errors import SourceError, UsageError
 from genai_runner import load
 from genai_runner.verify import run_tests
 
@@ -184,3 +184,16 @@ def test_an_adapter_that_does_not_fit_is_refused_and_nothing_left(
         build_checkpoint(tiny, target, BuildOptions(adapters={"misfit": folder}))
     assert "misfit/adapter_model.safetensors" in str(caught.value)
     assert list(target.parent.iterdir()) == []
+
+
+def test_without_peft_nothing_is_begun(
+    tiny: Path, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genai_bundle.builder import from_checkpoint
+    from genai_bundle.builder.options import BuildOptions
+
+    present = from_checkpoint.find_spec
+    monkeypatch.setattr(from_checkpoint, "find_spec", lambda name: None if name == "peft" else present(name))
+    with pytest.raises(UsageError, match=r'needs peft.* pip install "genai-bundle\[adapters\]"'):
+        from_checkpoint.build_checkpoint(tiny, tmp_path / "x.genai", BuildOptions(adapters=folders))
+    assert list(tmp_path.iterdir()) == []
