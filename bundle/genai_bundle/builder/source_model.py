@@ -30,6 +30,9 @@ LOADED = 1 << 30
 """Bytes of float32. A model up to this size is loaded by transformers itself, which proves also which tensor of the
 checkpoint is which of the model; a larger one gets its weights from the checkpoint's mapping, module by module."""
 
+LOADED_GGUF = 8 * LOADED
+"""The same for a GGUF file: our importer turns its tensors, too, so another reading of them is worth more memory."""
+
 
 def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> Any:
     """The model in float32, attention written out, with the weights of `checkpoint.changed` in place of its own, and
@@ -47,7 +50,8 @@ def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> An
 
 def is_large(checkpoint: Checkpoint) -> bool:
     """Whether the model is run module by module. Each run of it then reads and converts all weights."""
-    return 4 * sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()) > LOADED
+    limit = LOADED if checkpoint.gguf is None else LOADED_GGUF
+    return 4 * sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()) > limit
 
 
 def _loaded(checkpoint: Checkpoint, auto: Any) -> Any:

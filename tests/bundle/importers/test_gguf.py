@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ optional("accelerate", "torch")
 from tokenizers import Tokenizer  # noqa: E402
 
 from bundle.importers.gguf_files import vocabulary, write_checkpoint, write_gguf  # noqa: E402
+from genai_bundle.builder import source_model  # noqa: E402
 from genai_bundle.builder.build import build  # noqa: E402
 from genai_bundle.builder.options import BuildOptions  # noqa: E402
 from genai_bundle.builder.tensors import stored_array  # noqa: E402
@@ -175,6 +177,21 @@ def test_a_build_gives_the_published_greedy_text(shared: Path, tmp_path: Path) -
         assert pipeline.manifest.license == "MIT"
         assert pipeline.manifest.name == "stories"
         assert pipeline("", max_tokens=steps).tokens == golden["greedy_ids"][start : start + steps]
+
+
+@pytest.mark.shared
+def test_files_are_read_by_transformers_while_they_fit(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's reading is proven by another's, in eight times the memory that a checkpoint folder's is."""
+    path = write_checkpoint(shared / "checkpoints" / "stories260K", tmp_path / "x.gguf")
+    (tmp_path / "folder").mkdir()
+    checkpoint = as_checkpoint(read_gguf(path), tmp_path / "folder", lossy=False, tell=quietly)
+    limit = source_model.LOADED_GGUF // source_model.LOADED * 200_000  # of a model of 1 MB
+    monkeypatch.setattr(source_model, "LOADED", 200_000)
+    monkeypatch.setattr(source_model, "LOADED_GGUF", limit)
+    assert not source_model.is_large(checkpoint)
+    assert source_model.is_large(replace(checkpoint, gguf=None))
 
 
 VOCABULARIES = {

@@ -8,6 +8,7 @@ without a parameter are both errors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -65,18 +66,23 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _sources(file: GgufFile, name: str, config: Mapping[str, Any]) -> Sequence[str]:
     """The names in the file of what makes up the parameter `name`: one tensor, or gate and up of stacked experts."""
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
     if name.endswith("experts.gate_up_proj"):
         block = name.split(".")[2]
         return [f"blk.{block}.ffn_gate_exps.weight", f"blk.{block}.ffn_up_exps.weight"]
-    architecture = next(key for key, value in MODEL_ARCH_NAMES.items() if value == file.architecture)
-    table = get_tensor_name_map(architecture, config["num_hidden_layers"])
+    table = _names(file.architecture, config["num_hidden_layers"])
     stem, dot, suffix = name.rpartition(".")
     if suffix not in ("weight", "bias"):
         stem, dot, suffix = name, ".", "weight"
     found = table.get_name(stem)
     return [] if found is None else [found + dot + suffix]
+
+
+@cache
+def _names(architecture: str, layers: int) -> Any:
+    """gguf's table from transformers' names to the file's."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    return get_tensor_name_map(next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), layers)
 
 
 def _derive(
