@@ -61,9 +61,9 @@ def build_from(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell
     """The same from a checkpoint that has been read, whatever it was read from."""
     kind = kinds.choose(checkpoint.config)
     adapters = [read_adapter(name, path) for name, path in options.adapters.items()]
+    check_installed(checkpoint.path)
     for adapter in adapters:
         check_base(adapter, checkpoint.tensors)
-    check_installed(checkpoint.path)
     if adapters and find_spec("peft") is None:
         hint = 'Install it with: pip install "genai-bundle[adapters]"'
         raise UsageError("proving an adapter needs peft", where=str(adapters[0].path), hint=hint)

@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from genai_bundle.builder import tidy
-from genai_bundle.builder.adapters.folder import Adapter, LowRank, misfit, weight_of
+from genai_bundle.builder.adapters.folder import Adapter, LowRank, Read, misfit, weight_of
 from genai_bundle.builder.graph_files import adapter_member
 from genai_bundle.builder.variants.match import permutes
 from genai_bundle.errors import SourceError
@@ -56,10 +56,12 @@ def add_branches(graphs: Mapping[str, ir.Model], adapters: Sequence[Adapter]) ->
             weights.branch(module)
         graphs[name].graph.sort()
         for adapter in adapters:
-            pairs = [pair for module, pair in sorted(adapter.pairs.items()) if module in changed]
+            pairs = [(module, pair) for module, pair in sorted(adapter.pairs.items()) if module in changed]
             if pairs:
                 member = adapter_member(adapter.name, name)
-                models[adapter.name][member] = _model(tensor for pair in pairs for tensor in (pair.a, pair.b))
+                models[adapter.name][member] = _model(
+                    tensor for module, pair in pairs for tensor in _pair(module, pair)
+                )
                 entries[adapter.name]["graphs"][name] = member
     return Added(models, entries)
 
@@ -139,6 +141,19 @@ def _product(node: ir.Node, index: int, module: str, where: str) -> ir.Node:
 
 def _port(name: str, dims: list[Any]) -> ir.Value:
     return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(ir.DataType.FLOAT))
+
+
+def _pair(module: str, pair: LowRank) -> Iterator[ir.TensorProtocol]:
+    """The two tensors of a module under the names of their ports."""
+    halves = (("a", pair.a, (pair.inner, pair.rank)), ("b", pair.b, (pair.rank, pair.outer)))
+    for half, read, shape in halves:
+        yield _lazy(f"lora.{module}.{half}", read, shape)
+
+
+def _lazy(name: str, read: Read, shape: tuple[int, int]) -> ir.LazyTensor:
+    return ir.LazyTensor(
+        lambda: ir.Tensor(read(), name=name), dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name
+    )
 
 
 def _model(tensors: Iterable[ir.TensorProtocol]) -> ir.Model:

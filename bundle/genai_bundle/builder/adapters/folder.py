@@ -10,21 +10,23 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
+from numpy.typing import NDArray
 
 from genai_bundle.builder import hub
 from genai_bundle.builder.graph_files import adapter_member
 from genai_bundle.builder.json_file import read_object
 from genai_bundle.builder.safetensors import StoredTensor, read_safetensors
-from genai_bundle.builder.tensors import FLOATS, stored_array
 from genai_bundle.errors import SourceError, UsageError
 from genai_bundle.names import WORD, is_path
+
+Matrix = NDArray[np.float32]
+Read = Callable[[], Matrix]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -39,6 +41,8 @@ _TOLD = frozenset(
 )
 """Keys that change nothing in what the finished adapter computes, or only repeat it."""
 
+_FLOATS = ("F32", "F16", "BF16")
+
 _OFF: tuple[Any, ...] = (None, False, "none", "", [], {})
 
 _PLAIN = (True, False, "gaussian", "eva", "orthogonal")
@@ -52,14 +56,14 @@ _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.w
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to a module's product: (x a) b, with `a` f32[K, rank] and `b` f32[rank, N], scaling included.
-
-    Tensors are read when asked for. `where` names the file and the tensor of `a`.
+    """What is added to a module's product: (x a) b, with `a` f32[inner, rank] and `b` f32[rank, outer], which includes
+    the scaling. Both are read when asked for. `where` names the file and the tensor of `a`.
     """
 
-    a: ir.TensorProtocol
-    b: ir.TensorProtocol
+    a: Read
+    b: Read
     inner: int
+    rank: int
     outer: int
     where: str
 
@@ -107,7 +111,7 @@ def read_adapter(name: str, path: Path) -> Adapter:
             copies[copied["module"]] = tensor
             continue
         named = _TENSOR.fullmatch(tensor.name)
-        if named is None or len(tensor.shape) != 2 or tensor.dtype not in FLOATS:
+        if named is None or len(tensor.shape) != 2 or tensor.dtype not in _FLOATS:
             raise SourceError(
                 f"is {tensor.dtype}{list(tensor.shape)}, and no low-rank matrix of a linear module",
                 where=f"{path.name}/{WEIGHTS}: {tensor.name}", hint="Adapters of linear modules alone can be built",
@@ -149,6 +153,8 @@ def check_base(adapter: Adapter, tensors: Mapping[str, StoredTensor]) -> None:
 
 def _same(copy: StoredTensor, weight: StoredTensor) -> bool:
     """Whether two tensors hold the same numbers; a few rows at a time, for an output head may be large."""
+    from genai_bundle.builder.tensors import stored_array  # late: needs onnx-ir
+
     first, second = stored_array(copy), stored_array(weight)
     return first.shape == second.shape and all(
         np.array_equal(first[row : row + 1024].astype(np.float32), second[row : row + 1024].astype(np.float32))
@@ -207,10 +213,7 @@ def _pair(module: str, halves: Mapping[str, StoredTensor], config: Mapping[str, 
         message = f"the ranks are {down.shape[0]} and {up.shape[1]}, and {CONFIG} says {rank:g}"
         raise SourceError(message, where=where)
     scaling = np.float32(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-    name = f"lora.{module}"
-    return LowRank(
-        _turned(down, f"{name}.a", np.float32(1)), _turned(up, f"{name}.b", scaling), down.shape[1], up.shape[0], where
-    )
+    return LowRank(_turned(down, np.float32(1)), _turned(up, scaling), down.shape[1], down.shape[0], up.shape[0], where)
 
 
 def _of_module(module: str, config: Mapping[str, Any], key: str) -> float:
@@ -222,10 +225,13 @@ def _of_module(module: str, config: Mapping[str, Any], key: str) -> float:
         raise SourceError(f"a pattern is no regular expression: {error}", where=CONFIG) from error
 
 
-def _turned(tensor: StoredTensor, name: str, factor: np.float32) -> ir.LazyTensor:
+def _turned(tensor: StoredTensor, factor: np.float32) -> Read:
     """The transposed matrix in float32, multiplied by `factor`."""
 
-    def read() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(stored_array(tensor).astype(np.float32).T * factor), name=name)
+    def read() -> Matrix:
+        from genai_bundle.builder.tensors import stored_array  # late: needs onnx-ir
 
-    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape[::-1]), name=name)
+        matrix: Matrix = stored_array(tensor).astype(np.float32).T * factor
+        return np.ascontiguousarray(matrix)
+
+    return read
