@@ -181,7 +181,8 @@ def test_what_the_peer_s_builder_writes_of_whisper(shared: Path, tmp_path: Path)
     params.set_search_options(max_length=13, do_sample=False)
     generator = runtime.Generator(peer, params)
     heard = WhisperFeatureExtractor()(audio, sampling_rate=16_000, return_tensors="np").input_features
-    generator.set_model_input("audio_features", heard.astype(np.float32))
+    heard = np.ascontiguousarray(heard, np.float32)  # held here: the runtime keeps the address, not the array
+    generator.set_model_input("audio_features", heard)
     generator.append_tokens(np.array([[3]], np.int32))
     while not generator.is_done():
         generator.generate_next_token()
