@@ -47,14 +47,20 @@ def write_text_files(path: Path) -> None:
     write_json(path / "tokenizer_config.json", settings)
 
 
-def save(model: Any, path: Path, *, dtype: str = "float32", std: float = 0.15, **options: Any) -> None:
-    """Write `model` with random weights, norms around one and biases included: zeros would hide a missing one."""
+def save(
+    model: Any, path: Path, *, dtype: str = "float32", std: float = 0.15, biased: bool = True, **options: Any
+) -> None:
+    """Write `model` with random weights, norms around one and biases included: zeros would hide a missing one.
+
+    Biases are around one too, or, if not `biased`, around zero: else a model that ends with a norm says one word only.
+    """
     import torch
 
     torch.manual_seed(7)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=std).add_(1.0 if parameter.dim() == 1 else 0.0)
+        for name, parameter in model.named_parameters():
+            shifted = parameter.dim() == 1 and (biased or not name.endswith("bias"))
+            parameter.normal_(std=std).add_(1.0 if shifted else 0.0)
         for name in model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys():
             model.get_buffer(name).normal_(std=std)
     path.mkdir(parents=True, exist_ok=True)
@@ -82,7 +88,7 @@ def seq2seq(name: str, generation: dict[str, Any], **config: Any) -> Callable[[P
 
         ids = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
         made = getattr(transformers, f"{name}Config")(**({"vocab_size": 260} | ids | config))
-        save(transformers.AutoModelForSeq2SeqLM.from_config(made), path)
+        save(transformers.AutoModelForSeq2SeqLM.from_config(made), path, std=0.3, biased=False)
         write_json(path / "generation_config.json", ids | generation)
         write_text_files(path)
         tokenizer = byte_tokenizer()
@@ -154,7 +160,7 @@ def whisper(path: Path) -> None:
     made = {"vocab_size": 270, "num_mel_bins": 16, "max_source_positions": 100, "max_target_positions": 64}
     ids = {"pad_token_id": 2, "eos_token_id": 2, "bos_token_id": 2, "decoder_start_token_id": 259}
     config = transformers.WhisperConfig(**(TWO_SIDES | made | ids | {"max_length": 64}))
-    save(transformers.WhisperForConditionalGeneration(config), path)
+    save(transformers.WhisperForConditionalGeneration(config), path, std=0.3, biased=False)
     write_text_files(path)
     tokenizer = byte_tokenizer()
     special = ["startoftranscript", "en", "de", "transcribe", "translate", "notimestamps"]
