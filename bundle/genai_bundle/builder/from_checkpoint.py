@@ -130,7 +130,7 @@ def _build_with(
             **({"adapters": {adapter.name: adapter.digests() for adapter in adapters}} if adapters else {}),
             "proof": {**answers.proof, "forms": provable(entries)},
             "weights": dict(stored.record),
-            **_dropped(export, checkpoint, tell),
+            **_dropped(export, answers, checkpoint, tell),
         },
         "tests": list(answers.tests),
         **{key: value for key, value in options.details.items() if key != "name" and value},
@@ -158,8 +158,11 @@ def _exporters(kind: kinds.Kind, wanted: str | None) -> Mapping[str, Callable[[C
     return {wanted: known[wanted]}
 
 
-def _dropped(export: Export, checkpoint: Checkpoint, tell: Report) -> dict[str, dict[str, list[str]]]:
-    """`dropped` of the manifest's `source`: tensors without a part in the bundle, many of one module in one line."""
+def _dropped(
+    export: Export, answers: kinds.Evidence, checkpoint: Checkpoint, tell: Report
+) -> dict[str, dict[str, list[str]]]:
+    """`dropped` of the manifest's `source`: settings and tensors without a part in the bundle; many tensors of one
+    module in one line."""
     found: dict[str, Counter[str]] = {}
     for name in export.dropped:
         module = ".".join(name.split(".")[:2])
@@ -170,6 +173,7 @@ def _dropped(export: Export, checkpoint: Checkpoint, tell: Report) -> dict[str, 
     }
     for file, modules in lines.items():
         tell.note(f"dropped, no part of the graph: {', '.join(modules)} ({file})")
+    lines |= {file: list(settings) for file, settings in answers.dropped.items()}
     return {"dropped": lines} if lines else {}
 
 

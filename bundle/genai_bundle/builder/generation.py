@@ -66,14 +66,15 @@ def rules(checkpoint: Checkpoint, start: int) -> list[Rule]:
     return [rule for rule in found if rule.tokens and rule.until != 0]
 
 
-def left_out(checkpoint: Checkpoint) -> list[str]:
-    """The settings of generation_config.json that the bundle does not carry out, such as a beam search."""
+def dropped(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """The settings that the bundle does not carry out, such as a beam search, by file."""
     asked = settings(checkpoint)
     nothing = {**OFF, "num_beams": 1}
     del nothing["repetition_penalty"]
     found = [key for key, off in nothing.items() if asked.get(key) not in (None, off)]
     long = any(len(word) != 1 for word in asked.get("bad_words_ids") or [])
-    return [*found, *(["bad_words_ids of several tokens"] if long else [])]
+    found += ["bad_words_ids of several tokens"] if long else []
+    return {FILE: found} if found else {}
 
 
 def defaults(checkpoint: Checkpoint, start: int) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 
 def picture(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """u8[height,width,3]: gradients and stripes, whose resizing shows where a filter is wrong."""
+    """u8[height,width,3]: a gradient, stripes and noise, whose resizing shows where a filter is wrong."""
     y, x = np.mgrid[:height, :width].astype(np.int64)
     red = x * 255 // max(width - 1, 1)
-    green = (y * 7 + x * 3 * (seed + 1)) % 256
-    blue = np.where((x // 5 + y // 9 + seed) % 2 == 0, 230, 20)
+    green = (y * 7 + x * 3 * (seed + 1)) % 251
+    blue = ((x * 73_856_093) ^ (y * 19_349_663) ^ seed) % 257 % 256
     return np.stack([red, green, blue], axis=-1).astype(np.uint8)
 
 

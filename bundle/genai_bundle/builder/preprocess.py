@@ -2,8 +2,11 @@
 """From pixels to what a vision tower takes, as preprocessor_config.json says: resize, crop, rescale, normalise.
 
 Resizing is two matrix products whose weights the graph works out from the picture's size, with the result of each
-rounded to 8 bits. That is what Pillow does, which the processors of transformers call; the engines' own `Resize` differ
-from it and from each other, and none rounds in between.
+rounded to 8 bits. Weights are whole numbers of 2^-22, so that all sums are exact in float64 and every engine gives the
+same pixels. That is what Pillow does, which the processors of transformers call; the engines' own `Resize` differ from
+it and from each other, and none rounds in between. Rows come before columns, as models have been trained; from
+Pillow 13 on a picture whose height shrinks far more is taken the other way round, which changes some pixels by a few
+levels of 256.
 """
 
 from __future__ import annotations
@@ -43,11 +46,6 @@ class Processor:
     std: tuple[float, ...]
     file: str
 
-    @property
-    def level(self) -> float:
-        """What a difference of one level of 256 becomes at most."""
-        return self.factor / min(self.std)
-
 
 def read_processor(path: Path) -> Processor:
     """The folder's image processor.
@@ -85,15 +83,15 @@ def make_preprocess(processor: Processor) -> ir.Model:
     """The graph `preprocess`: pixels u8[H,W,3] -> pixel_values f32[1,3,h,w]."""
     constants: dict[str, Any] = {
         "zero": np.int64(0), "one": np.int64(1), "two": np.int64(2), "first": np.array([0]), "rows": np.array([1]),
-        "half": np.float32(0.5), "black": np.float32(0), "white": np.float32(255), "all": np.array([-1]),
-        "factor": np.float32(processor.factor), "scalar": np.zeros(0, np.int64),
+        "half": np.float64(2**21), "unit": np.float64(2**22), "black": np.float64(0), "white": np.float64(255),
+        "factor": np.float32(processor.factor),
         "mean": np.array(processor.mean, np.float32).reshape(3, 1, 1),
         "std": np.array(processor.std, np.float32).reshape(3, 1, 1),
         "half_wide": np.float64(0.5), "none_wide": np.float64(0), "one_wide": np.float64(1), "two_wide": np.float64(2),
     }  # fmt: skip
     body = (
         "places = Shape (pixels)  height = Gather (places, zero)  width = Gather (places, one)\n"
-        "floats = Cast <to = 1> (pixels)  resized_0 = Transpose <perm = [2, 0, 1]> (floats)\n"
+        "planes = Transpose <perm = [2, 0, 1]> (pixels)  resized_0 = Cast <to = 11> (planes)\n"
     )
     last = "resized_0"
     if processor.edge or processor.size:
@@ -110,7 +108,8 @@ def make_preprocess(processor: Processor) -> ir.Model:
             f"  end = Add (begin, crop)  cropped = Slice ({last}, begin, end, sides)\n"
         )
         last = "cropped"
-    body += f"scaled = Mul ({last}, factor)  centred = Sub (scaled, mean)  normal = Div (centred, std)\n"
+    body += f"floats = Cast <to = 1> ({last})  scaled = Mul (floats, factor)  centred = Sub (scaled, mean)\n"
+    body += "normal = Div (centred, std)\n"
     body += "pixel_values = Unsqueeze (normal, first)"
     height, width = processor.crop or processor.size or ("h", "w")
     signature = f"preprocess (uint8[H,W,3] pixels) => (float[1,3,{height},{width}] pixel_values)"
@@ -130,7 +129,7 @@ def _new_size(processor: Processor, constants: dict[str, Any]) -> str:
 
 
 def _weights(name: str, old: str, new: str, cubic: bool, constants: dict[str, Any]) -> str:
-    """`name` f32[new,old]: how much of each old place a new one takes; rows sum to 1. As Pillow, in float64."""
+    """`name` f64[new,old]: how much of each old place a new one takes, in units of 2^-22."""
     p = name
     lines = (
         f"{p}_old = Cast <to = 11> ({old})  {p}_new = Cast <to = 11> ({new})  {p}_scale = Div ({p}_old, {p}_new)\n"
@@ -156,13 +155,13 @@ def _weights(name: str, old: str, new: str, cubic: bool, constants: dict[str, An
         lines += f"{p}_inner = Sub (one_wide, {p}_x)  {p}_outer = Mul ({p}_x, none_wide)\n"
     return lines + (
         f"{p}_raw = Where ({p}_near, {p}_inner, {p}_outer)  {p}_sum = ReduceSum ({p}_raw, rows)"
-        f"  {p}_part = Div ({p}_raw, {p}_sum)  {name} = Cast <to = 1> ({p}_part)\n"
+        f"  {p}_part = Div ({p}_raw, {p}_sum)  {p}_units = Mul ({p}_part, unit)  {name} = Round ({p}_units)\n"
     )
 
 
 def _rounded(name: str) -> str:
     return (
-        f"{name}_up = Add ({name}, half)  {name}_down = Floor ({name}_up)"
+        f"{name}_up = Add ({name}, half)  {name}_levels = Div ({name}_up, unit)  {name}_down = Floor ({name}_levels)"
         f"  {name}_whole = Clip ({name}_down, black, white)\n"
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,11 +31,13 @@ class Evidence:
     tests: the manifest's `tests`. proof: its `source.proof`; only what every build repeats.
     prove(path, backend): compares a finished bundle file with the answers, in every form that it has; with a backend's
     name, in its portable form on that one. The largest difference by variant. Raises ProofError.
+    dropped: settings of the source that the bundle does not carry out, by file.
     """
 
     tests: Sequence[Json]
     proof: Json
     prove: Callable[[Path, str | None], Mapping[str, float]]
+    dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Kind(Protocol):

@@ -64,14 +64,13 @@ def ask(checkpoint: Checkpoint) -> Evidence:
         "steps": STEPS,
         "max_abs": TOLERANCE,
         "checks": ["hidden states", "prefill", "cached steps", "pieces", "padded batch of two", "greedy tokens"],
-        "left_out": generation.left_out(checkpoint),
     }
 
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
         adapter = checkpoint.adapter_name
         return prove_graphs(path, lambda graphs: parity_seq2seq.check(graphs, answers), backend, adapter)
 
-    return Evidence(tests, proof, prove)
+    return Evidence(tests, proof, prove, generation.dropped(checkpoint))
 
 
 def golden_test(inputs: Mapping[str, Any], generated: Generated) -> list[dict[str, Any]]:

@@ -97,14 +97,13 @@ def ask(checkpoint: Checkpoint) -> Evidence:
             "batch of two",
             "greedy tokens",
         ],
-        "left_out": generation.left_out(checkpoint),
     }
 
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
         adapter = checkpoint.adapter_name
         return prove_graphs(path, lambda graphs: parity_speech.check(graphs, sounds, answers), backend, adapter)
 
-    return Evidence(tests, proof, prove)
+    return Evidence(tests, proof, prove, generation.dropped(checkpoint))
 
 
 def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
