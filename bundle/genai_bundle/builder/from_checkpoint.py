@@ -126,7 +126,7 @@ def _build_with(
         "source": {
             "exporter": {"name": export.exporter, "version": export.version},
             **tell.source(),
-            "files": checkpoint.digests(),
+            "files": replace(checkpoint, members=tuple(sorted({*checkpoint.members, *answers.files}))).digests(),
             **({"adapters": {adapter.name: adapter.digests() for adapter in adapters}} if adapters else {}),
             "proof": {**answers.proof, "forms": provable(entries)},
             "weights": dict(stored.record),

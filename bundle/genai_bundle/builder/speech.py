@@ -53,9 +53,14 @@ def read_prompt(checkpoint: Checkpoint) -> Prompt:
     return Prompt(start_tokens(checkpoint)[0], languages, tasks, tuple(end))
 
 
+def features_files(checkpoint: Checkpoint) -> list[str]:
+    """The file that describes the spectrogram."""
+    return [name for name in FEATURES if (checkpoint.path / name).is_file()][:1]
+
+
 def read_spectrogram(checkpoint: Checkpoint) -> Spectrogram:
     """As transformers' feature extractor of the folder has it. Raises SourceError for one of another kind."""
-    where = next((name for name in FEATURES if (checkpoint.path / name).is_file()), None)
+    where = next(iter(features_files(checkpoint)), None)
     if where is None:
         raise SourceError(
             f"{FEATURES[0]} is missing", where=str(checkpoint.path),

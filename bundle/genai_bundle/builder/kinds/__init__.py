@@ -31,13 +31,15 @@ class Evidence:
     tests: the manifest's `tests`. proof: its `source.proof`; only what every build repeats.
     prove(path, backend): compares a finished bundle file with the answers, in every form that it has; with a backend's
     name, in its portable form on that one. The largest difference by variant. Raises ProofError.
-    dropped: settings of the source that the bundle does not carry out, by file.
+    dropped: settings of the source that the bundle does not carry out, by file. files: what was read of the folder
+    beside `checkpoint.members`.
     """
 
     tests: Sequence[Json]
     proof: Json
     prove: Callable[[Path, str | None], Mapping[str, float]]
     dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    files: Sequence[str] = ()
 
 
 class Kind(Protocol):

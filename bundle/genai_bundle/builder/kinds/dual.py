@@ -65,7 +65,7 @@ def ask(checkpoint: Checkpoint) -> Evidence:
         adapter = checkpoint.adapter_name
         return prove_graphs(path, lambda graphs: parity_dual.check(graphs, pairs), backend, adapter)
 
-    return Evidence(tests, proof, prove)
+    return Evidence(tests, proof, prove, files=[read_processor(checkpoint.path).file])
 
 
 def _test(text: str, number: int, pair: Pair) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def ask(checkpoint: Checkpoint) -> Evidence:
         adapter = checkpoint.adapter_name
         return prove_graphs(path, lambda graphs: parity_encoder.check(graphs["encoder"], texts), backend, adapter)
 
-    return Evidence([test for test in tests if test["out"]], proof, prove)
+    pooling = read_pooling(checkpoint.path)
+    return Evidence([test for test in tests if test["out"]], proof, prove, files=pooling.files if pooling else ())
 
 
 def _rounded(array: Any) -> Any:

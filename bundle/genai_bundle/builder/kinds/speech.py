@@ -17,6 +17,7 @@ from genai_bundle.builder.kinds import Evidence
 from genai_bundle.builder.kinds.seq2seq import answer_steps, golden_test, start_input, states
 from genai_bundle.builder.parity import TOLERANCE
 from genai_bundle.builder.speech import (
+    features_files,
     make_detect,
     make_words,
     read_prompt,
@@ -103,7 +104,7 @@ def ask(checkpoint: Checkpoint) -> Evidence:
         adapter = checkpoint.adapter_name
         return prove_graphs(path, lambda graphs: parity_speech.check(graphs, sounds, answers), backend, adapter)
 
-    return Evidence(tests, proof, prove, generation.dropped(checkpoint))
+    return Evidence(tests, proof, prove, generation.dropped(checkpoint), features_files(checkpoint))
 
 
 def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
