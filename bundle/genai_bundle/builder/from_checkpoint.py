@@ -67,6 +67,10 @@ def build_from(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell
     if adapters and find_spec("peft") is None:
         hint = 'Install it with: pip install "genai-bundle[adapters]"'
         raise UsageError("proving an adapter needs peft", where=str(adapters[0].path), hint=hint)
+    from genai_bundle.builder.storage.plan import check_options
+
+    check_options(options)
+    _read_text(options)
     tell("starting torch")  # late: seconds of imports that a wrong folder should not cost
     exporters = _exporters(kind, options.exporter)
     evidence = None
@@ -106,6 +110,7 @@ def _build_with(
     from genai_bundle.builder.weights import pack
 
     added = add_branches(export.graphs, adapters)
+    text = _read_text(options)
     models, entries = with_variants(export.graphs, tell)
     stored = store_weights(models, entries, options, spool, tell)
     answers = evidence
@@ -142,10 +147,27 @@ def _build_with(
         tell("proving tokens")
         tell.tested(prove_tests(path))
         tell.passed(differences)
+        if stored.changed and answers.effect is not None:
+            tell.figures |= answers.effect(text, tell)
 
     members: dict[str, Source] = {**graphs, **shards, **kind.members(checkpoint)}
     tell("writing")
     return write_bundle(target, manifest, members, overwrite=options.overwrite, before_commit=prove)
+
+
+def _read_text(options: BuildOptions) -> str | None:
+    """The text that perplexities are measured on. Raises UsageError."""
+    if options.perplexity is None:
+        return None
+    if not changes_weights(options):
+        hint = "Give --quantize too"
+        raise UsageError(
+            "measures what another form of weights changes, and they keep theirs", where="--perplexity", hint=hint
+        )
+    try:
+        return options.perplexity.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot be read as text: {error}", where=str(options.perplexity)) from error
 
 
 def _exporters(kind: kinds.Kind, wanted: str | None) -> Mapping[str, Callable[[Checkpoint], Export]]:

@@ -137,7 +137,7 @@ class Reference:
         layers = DynamicCache(config=self._model.config).layers
         rope = getattr(self._model.config, "rope_parameters", None) or {}
         steady = rope.get("rope_type", "default") not in ("dynamic", "longrope")
-        plain = all(type(layer) is DynamicLayer for layer in layers)
+        plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
         return plain and steady and "position_ids" in inspect.signature(self._model.forward).parameters
 
     def _run(self, ids: list[int], held: int, offset: int, keep: int, cache: Any) -> Array:

@@ -17,6 +17,7 @@ Examples:
   genai-bundle build checkpoint/ -o model.genai --name my-model --license Apache-2.0
   genai-bundle build checkpoint/ -o small.genai --quantize int4
   genai-bundle build checkpoint/ -o chat.genai --adapter pirate=lora/pirate --adapter formal=lora/formal
+  genai-bundle build checkpoint/ -o small.genai --quantize int4 --perplexity wiki.txt
   genai-bundle build checkpoint/ -o small.genai --quantize int4 --quantize-override "lm_head*=int8"
   genai-bundle build HuggingFaceTB/SmolLM3-3B -o smollm.genai
   genai-bundle build llama-3.2-1b-Q8_0.gguf -o llama.genai
@@ -64,6 +65,8 @@ def build(
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="Pack a LoRA adapter of PEFT, to run by this name; may be repeated."),
+    perplexity: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Report what --quantize does to the perplexity of this text.")
     ] = None,
     exporter: Annotated[
         str | None, typer.Option(metavar="NAME", help="The only exporter to try; by default all, in their order.")
@@ -110,6 +113,7 @@ def build(
         overrides=[_override(text) for text in quantize_override or ()],
         exclude=quantize_exclude or (),
         adapters=_adapters(adapter or ()),
+        perplexity=perplexity,
         allow_lossy=allow_lossy,
         dtype_suffix=dtype_suffix,
     )

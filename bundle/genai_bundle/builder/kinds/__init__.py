@@ -33,6 +33,8 @@ class Evidence:
     name, in its portable form on that one. The largest difference by variant. Raises ProofError.
     dropped: settings of the source that the bundle does not carry out, by file. files: what was read of the folder
     beside `checkpoint.members`.
+    effect(text, tell): where weights are stored in another form, what that changes, as figures to print; with a text,
+    its perplexity too. None where this kind measures nothing.
     """
 
     tests: Sequence[Json]
@@ -40,6 +42,7 @@ class Evidence:
     prove: Callable[[Path, str | None], Mapping[str, float]]
     dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
     files: Sequence[str] = ()
+    effect: Callable[[str | None, Callable[[str], None]], Mapping[str, str]] | None = None
 
 
 class Kind(Protocol):

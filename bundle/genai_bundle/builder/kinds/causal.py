@@ -60,10 +60,15 @@ def ask(checkpoint: Checkpoint) -> Evidence:
         "checks": ["prefill", "cached steps", "pieces", BATCH, *more, "greedy tokens"],
     }
 
+    def measure(text: str | None, tell: Callable[[str], None]) -> Mapping[str, str]:
+        from genai_bundle.builder.effect import effect
+
+        return effect(checkpoint, goldens, text, tell)
+
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
         return prove_decoder(path, "decoder", goldens, backend, turn(checkpoint.config), checkpoint.adapter_name)
 
-    return Evidence(tests, proof, prove)
+    return Evidence(tests, proof, prove, effect=measure)
 
 
 def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -118,16 +118,18 @@ def _blocks(tensor: WeightTensor, ways: set[Way], bits: int, options: BuildOptio
 
 
 def summary(plan: Plan) -> list[str]:
-    """Lines for the person who builds: how many weights are stored how, and what could not be done."""
+    """Lines for the person who builds: how many weights are stored how."""
     counts: dict[Form, list[int]] = {}
     for name, choice in plan.choices.items():
         entry = counts.setdefault(choice.form, [0, 0])
         entry[0] += 1
         entry[1] += prod(plan.weights[name].dims)
-    lines = [
-        f"{weights} weights ({total / 1e6:.1f} M) as {describe(form)}" for form, (weights, total) in counts.items()
-    ]
-    return lines + [f"{name} is left as it is: {reason}" for name, reason in plan.left.items()]
+    return [f"{weights} weights ({total / 1e6:.1f} M) as {describe(form)}" for form, (weights, total) in counts.items()]
+
+
+def omissions(plan: Plan) -> list[str]:
+    """And what was to be quantised, but cannot be."""
+    return [f"{name} is left as it is: {reason}" for name, reason in plan.left.items()]
 
 
 def describe(form: Form) -> str:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from genai_bundle.builder import tidy
 from genai_bundle.builder.options import BuildOptions
+from genai_bundle.builder.report import Report
 from genai_bundle.builder.storage.blocks import BlockForm
 from genai_bundle.builder.storage.packed import Packed, spooled
-from genai_bundle.builder.storage.plan import BITS, Plan, describe, make_plan, summary
+from genai_bundle.builder.storage.plan import BITS, Plan, describe, make_plan, omissions, summary
 from genai_bundle.builder.storage.rewrite import CONTRIB, read_blocks, read_cast
 from genai_bundle.builder.storage.spool import Spool
 from genai_bundle.builder.tensors import WeightTensor
@@ -54,6 +55,8 @@ def store_weights(
     plan = make_plan([models[entry["file"]].graph for entry in entries.values()], options)
     for line in summary(plan):
         tell(line)
+    for line in omissions(plan):
+        Report.of(tell).note(line)
     quantised = [name for name, choice in plan.choices.items() if isinstance(choice.form, BlockForm)]
     if options.quantize in BITS and not quantised:
         raise SourceError(f"the model has no weight that can be stored as {options.quantize}", where="config.json")

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.torch
 ir = optional("onnx_ir", "torch")
 
 from genai_bundle.builder.options import BuildOptions  # noqa: E402
-from genai_bundle.builder.storage.plan import make_plan, summary  # noqa: E402
+from genai_bundle.builder.storage.plan import make_plan, omissions, summary  # noqa: E402
 from genai_bundle.builder.storage.spool import Spool  # noqa: E402
 from genai_bundle.builder.storage.store import store  # noqa: E402
 from genai_bundle.builder.tensors import WeightTensor  # noqa: E402
@@ -252,7 +252,7 @@ def test_one_copy_for_all_graphs(tmp_path: Path) -> None:
 def test_what_cannot_be_quantised_is_said() -> None:
     plan = make_plan([model(GRAPHS["turned"], weight(GRAPHS["turned"], 40)).graph], BuildOptions(quantize="int4"))
     assert dict(plan.left) == {"w": "its rows of 40 do not divide into blocks"}
-    assert summary(plan)[-1] == "w is left as it is: its rows of 40 do not divide into blocks"
+    assert omissions(plan)[-1] == "w is left as it is: its rows of 40 do not divide into blocks"
     for text in (OTHER, POSITIONS):  # small, and every row of a table of positions matters
         plan = make_plan([model(text, weight(text, 64)).graph], BuildOptions(quantize="int4"))
         assert dict(plan.left) == {"w": "it is no matrix of products and no table of tokens"}
