@@ -20,6 +20,7 @@ from genai_bundle.errors import SourceError
 
 if TYPE_CHECKING:
     from genai_bundle.builder.adapters.folder import Adapter
+    from genai_bundle.builder.prequantised import KeptBlocks
 
 Json = Any
 
@@ -48,6 +49,8 @@ class Checkpoint:
     """What stands in the bundle for a weight that it holds in another form, as a lazy float32 tensor, by name."""
     adapter: Adapter | None = None
     """The adapter with which the model is asked, None for the model alone."""
+    kept: Mapping[str, KeptBlocks] = field(default_factory=dict)
+    """Matrices that the checkpoint itself holds quantised, by name; `tensors` have what they stand for."""
     gguf: str | None = None
     """The member that holds the weights, where that is a GGUF file: transformers, when asked, reads them from it."""
 
@@ -82,12 +85,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     generation_config = read_object(path / "generation_config.json")
     generation = generation_defaults(generation_config or {})
     tensors, weight_files = _read_weights(path)
+    kept: Mapping[str, KeptBlocks] = {}
+    if config.get("quantization_config") is not None:
+        from genai_bundle.builder.prequantised import unpacked
+
+        tensors, kept = unpacked(tensors, config["quantization_config"])
     text = read_text_assets(path, config, generation_config or {})
     check_vocabulary(text, config)
     names = {"config.json", *weight_files, *text.files}
     if generation_config is not None:
         names.add("generation_config.json")
-    return Checkpoint(path, config, context, generation, text, tensors, tuple(sorted(names)))
+    return Checkpoint(path, config, context, generation, text, tensors, tuple(sorted(names)), kept=kept)
 
 
 def text_config(config: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -142,11 +150,6 @@ def _number(config: Mapping[str, Json], key: str, default: float, where: str = "
 def _check_supported(config: Mapping[str, Json]) -> None:
     if not isinstance(config.get("model_type"), str):
         raise SourceError("model_type is missing", where="config.json", hint="This is no transformers checkpoint")
-    if config.get("quantization_config") is not None:
-        raise SourceError(
-            "quantization_config is set; quantised checkpoints cannot be built yet", where="config.json",
-            hint="Build from the original checkpoint",
-        )  # fmt: skip
 
 
 def _read_weights(path: Path) -> tuple[dict[str, StoredTensor], list[str]]:

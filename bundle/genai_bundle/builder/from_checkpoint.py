@@ -112,7 +112,7 @@ def _build_with(
     added = add_branches(export.graphs, adapters)
     text = _read_text(options)
     models, entries = with_variants(export.graphs, tell)
-    stored = store_weights(models, entries, options, spool, tell)
+    stored = store_weights(models, entries, options, spool, tell, checkpoint.kept)
     answers = evidence
     if answers is None:
         tell("asking the model itself, with these weights")

@@ -24,7 +24,7 @@ from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.builder.exporters.skeleton import construct
 from genai_bundle.builder.exporters.tracing import match_weights
 from genai_bundle.builder.tensors import WeightTensor
-from genai_bundle.errors import ProofError
+from genai_bundle.errors import ProofError, SourceError
 
 LOADED = 1 << 30
 """Bytes of float32. A model up to this size is loaded by transformers itself, which proves also which tensor of the
@@ -41,11 +41,13 @@ def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> An
     Attention is `eager` here and fused in the exported trace on purpose: a mistake that both share is less likely.
     """
     with quiet(), torch.no_grad():
+        if checkpoint.adapter is not None and checkpoint.kept:
+            raise SourceError("is quantised, and adapters of such cannot be proved yet", where=str(checkpoint.path))
         if checkpoint.adapter is not None:  # what PEFT merges into has to be there
             from genai_bundle.builder.adapters.merged import merged
 
             return merged(_loaded(checkpoint, auto), checkpoint.adapter)
-        return _streamed(checkpoint, auto) if is_large(checkpoint) else _loaded(checkpoint, auto)
+        return _streamed(checkpoint, auto) if is_large(checkpoint) or checkpoint.kept else _loaded(checkpoint, auto)
 
 
 def is_large(checkpoint: Checkpoint) -> bool:

@@ -65,6 +65,7 @@ def build(
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="Pack a LoRA adapter of PEFT, to run by this name; may be repeated."),
+    ] = None,
     perplexity: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Report what --quantize does to the perplexity of this text.")
     ] = None,

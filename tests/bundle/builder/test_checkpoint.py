@@ -190,7 +190,7 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding(folder: Path) -> None:
     [
         ({"vocab_size": None}, "vocab_size is None"),
         ({"model_type": None}, "model_type is missing"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
+        ({"quantization_config": {"bits": 4}}, "quant_method is None"),
     ],
 )
 def test_a_config_that_cannot_be_built(folder: Path, changes: dict[str, Any], message: str) -> None:

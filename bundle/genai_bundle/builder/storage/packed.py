@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from genai_bundle.builder.storage.blocks import BlockForm, Blocks, dequantise, pack, quantise, unpack
+from genai_bundle.builder.storage.plan import Choice
 from genai_bundle.builder.storage.spool import Spool
 from genai_bundle.builder.tensors import WeightTensor
 from genai_bundle.errors import SourceError
@@ -141,24 +142,35 @@ class Packed:
         return ir.PackedTensor(raw.reshape(-1), ir.DataType.UINT4, shape=shape, name=name)
 
 
-def spooled(weight: WeightTensor, form: BlockForm, turned: bool, spool: Spool) -> Packed:
-    """Quantise a weight into the spool."""
-    shape = weight.dims
+def spooled(weight: WeightTensor, choice: Choice, spool: Spool) -> Packed:
+    """Quantise a weight into the spool, or copy the blocks that it has."""
+    shape, form, turned = weight.dims, choice.form, choice.turned
+    assert isinstance(form, BlockForm)
     length = shape[0] if turned else shape[-1]
     rows, count = prod(shape) // length, length // form.block
     widths = (length * form.bits // 8, count * 4, -(-count * form.bits // 8))
     places = [spool.reserve(rows * width) for width in widths]
     done = 0
-    for part in _slices(weight, turned):
-        blocks = quantise(part, form)
+    for blocks in _quantised(weight, choice):
         if not np.isfinite(blocks.scales).all():
             raise SourceError("holds a number that is not finite", where=str(weight.name), hint="Exclude this weight")
         for place, width, data in zip(
             places, widths, (blocks.values, blocks.scales, pack(blocks.zeros, form.bits)), strict=True
         ):
             spool.put(place + done * width, np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
-        done += len(part)
+        done += len(blocks.values)
     return Packed(weight.name or "", shape, form, turned, spool, *places)
+
+
+def _quantised(weight: WeightTensor, choice: Choice) -> Iterator[Blocks]:
+    """The weight's rows in order, a few at a time."""
+    assert isinstance(choice.form, BlockForm)
+    if choice.kept is None:
+        yield from (quantise(part, choice.form) for part in _slices(weight, choice.turned))
+        return
+    count, length = choice.kept.shape
+    step = max(8, _SLICE // length // 8 * 8)  # words hold up to eight rows
+    yield from (choice.kept.rows(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def _slices(weight: WeightTensor, turned: bool) -> Iterator[NDArray[np.float32]]:

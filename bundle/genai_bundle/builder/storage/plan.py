@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from genai_bundle.builder.options import BuildOptions
+from genai_bundle.builder.prequantised import KeptBlocks
 from genai_bundle.builder.shards import INLINE
 from genai_bundle.builder.storage.blocks import LARGEST, SMALLEST, BlockForm, fitting_block
 from genai_bundle.builder.storage.uses import Way, way
@@ -28,10 +30,11 @@ Form = ir.DataType | BlockForm
 
 @dataclass(frozen=True)
 class Choice:
-    """How one weight is stored. `turned`: in blocks along the first of its two axes."""
+    """How one weight is stored. `turned`: in blocks along the first of its two axes. `kept`: in the source's own."""
 
     form: Form
     turned: bool = False
+    kept: KeptBlocks | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Plan:
     left: Mapping[str, str]
 
 
-def make_plan(graphs: Iterable[ir.Graph], options: BuildOptions) -> Plan:
+def make_plan(
+    graphs: Iterable[ir.Graph], options: BuildOptions, kept: Mapping[str, KeptBlocks] = MappingProxyType({})
+) -> Plan:
     """Decide for all weights of the portable graphs; where several use one, it has to suit them all.
 
     Weights of less than two axes, and small ones, stay in float32: they are next to nothing, and take part in shape
@@ -62,8 +67,13 @@ def make_plan(graphs: Iterable[ir.Graph], options: BuildOptions) -> Plan:
                 weights[name] = tensor
                 ways.setdefault(name, set()).update(way(use.node, use.idx) for use in value.uses())
     _check_patterns(options, weights)
-    choices, left = {}, {}
+    choices: dict[str, Choice] = {}
+    left = dict.fromkeys(kept.keys() - weights.keys(), "the model takes it apart, or joins it with others")
     for name, tensor in weights.items():
+        own = kept.get(name)
+        if own is not None and not any(fnmatchcase(name, pattern) for pattern, _ in options.overrides):
+            choices[name] = Choice(own.form, kept=own)
+            continue
         wanted = _wanted(name, options)
         choice = Choice(FLOATS.get(wanted, tensor.stored)) if wanted else Choice(tensor.stored)
         if wanted in BITS:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from genai_bundle.builder import tidy
 from genai_bundle.builder.options import BuildOptions
+from genai_bundle.builder.prequantised import KeptBlocks
 from genai_bundle.builder.report import Report
 from genai_bundle.builder.storage.blocks import BlockForm
 from genai_bundle.builder.storage.packed import Packed, spooled
@@ -41,6 +42,7 @@ def store_weights(
     options: BuildOptions,
     spool: Spool,
     tell: Callable[[str], None],
+    kept: Mapping[str, KeptBlocks] | None = None,
 ) -> Stored:
     """The last pass over a bundle's graphs, in place.
 
@@ -48,11 +50,12 @@ def store_weights(
         models: all graphs by member path. A graph with quantised weights that has no variant for ONNX Runtime gets one
             (and `entries` name it): that engine dequantises the portable form whole when it loads it.
         entries: the manifest's `graphs`.
+        kept: weights that the source holds quantised: they keep that form, unless an override names them.
 
     Raises:
         UsageError, SourceError: the options mean nothing for these weights.
     """
-    plan = make_plan([models[entry["file"]].graph for entry in entries.values()], options)
+    plan = make_plan([models[entry["file"]].graph for entry in entries.values()], options, kept or {})
     for line in summary(plan):
         tell(line)
     for line in omissions(plan):
@@ -109,8 +112,9 @@ def _convert(
         weight = plan.weights[name]
         if isinstance(choice.form, BlockForm):
             tell(f"quantising {number} of {len(plan.choices)}: {name}")
-            packed[name] = spooled(weight, choice.form, choice.turned, spool)
-            changed[name] = packed[name].dequantised()
+            packed[name] = spooled(weight, choice, spool)
+            if choice.kept is None:
+                changed[name] = packed[name].dequantised()
         elif choice.form != ir.DataType.FLOAT:
             converted = _converted(weight, choice.form)
             kept[name] = ir.LazyTensor(_reader(converted), choice.form, ir.Shape(weight.shape), name=name)
