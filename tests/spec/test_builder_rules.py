@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+from conftest import optional
 from genai_bundle.builder import shards as rules
 from genai_bundle.builder.graph_files import pack_graph
 from genai_bundle.bundle import open_bundle
@@ -93,3 +94,28 @@ def test_b6_nothing_of_the_machine_is_in_a_bundle(tmp_path: Path) -> None:
     assert [name for name in names if len(name) > 3 and name.encode() in content] == []
     with open_bundle(counter(tmp_path / "plain.genai")) as bundle:
         assert "source" not in json.loads(bundle.read("manifest.json"))
+
+
+def test_b7_quantised_weights_are_there_once(tmp_path: Path) -> None:
+    ir = optional("onnx_ir", "torch")
+    from genai_bundle.builder.options import BuildOptions
+    from genai_bundle.builder.storage.spool import Spool
+    from genai_bundle.builder.storage.store import store_weights
+    from genai_bundle.builder.tensors import WeightTensor
+    from genai_bundle.builder.weights import pack
+
+    text = """<ir_version: 10, opset_import: ["" : 23]>
+        g (int64[b,s] input_ids, float[512,1024] w) => (float[b,s,512] y)
+        { e = Gather(w, input_ids) t = Transpose<perm = [1, 0]>(w) y = MatMul(e, t) }"""
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
+    value = model.graph.inputs.pop()
+    matrix = np.random.default_rng(0).standard_normal((512, 1024)).astype(np.float32)
+    value.const_value = WeightTensor("w", matrix.shape, ir.DataType.FLOAT, lambda part: matrix[part])
+    model.graph.register_initializer(value)
+    models, entries = {"g.onnx": model}, {"g": {"file": "g.onnx"}}
+    with Spool(tmp_path) as spool:
+        store_weights(models, entries, BuildOptions(quantize="int4"), spool, lambda _: None)
+        assert list(models) == ["g.onnx", "g.ort-cpu.onnx"]
+        _, shards = pack(models, "g")
+    elements, scales, zeros = matrix.size // 2, matrix.size // 32 * 4, matrix.size // 32 // 2
+    assert sum(shard.size for shard in shards.values()) <= elements + scales + zeros + 3 * 65536

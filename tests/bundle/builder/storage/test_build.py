@@ -107,7 +107,7 @@ def test_what_it_changes_is_measured(tiny: Path, tmp_path: Path) -> None:
     tokens = Tokenizer.from_str(ids.decode()).encode(text).ids
     losses, weights = [], []
     for window in (tokens[:128], tokens[128:256], tokens[256:]):
-        losses.append(float(model(torch.tensor([window]), labels=torch.tensor([window])).loss) * (len(window) - 1))
+        losses.append(model(torch.tensor([window]), labels=torch.tensor([window])).loss.item() * (len(window) - 1))
         weights.append(len(window) - 1)
     figure = report.figures["perplexity"]
     assert figure.startswith(f"{np.exp(sum(losses) / sum(weights)):.3f}")
