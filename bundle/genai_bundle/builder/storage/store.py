@@ -22,7 +22,7 @@ from genai_bundle.builder.storage.plan import BITS, Plan, describe, make_plan, o
 from genai_bundle.builder.storage.rewrite import CONTRIB, read_blocks, read_cast
 from genai_bundle.builder.storage.spool import Spool
 from genai_bundle.builder.tensors import WeightTensor
-from genai_bundle.errors import SourceError
+from genai_bundle.errors import SourceError, UsageError
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def store_weights(
         kept: weights that the source holds quantised: they keep that form, unless an override names them.
 
     Raises:
-        UsageError, SourceError: the options mean nothing for these weights.
+        UsageError: the options mean nothing for these weights.
     """
     plan = make_plan([models[entry["file"]].graph for entry in entries.values()], options, kept or {})
     for line in summary(plan):
@@ -62,7 +62,7 @@ def store_weights(
         Report.of(tell).note(line)
     quantised = [name for name, choice in plan.choices.items() if isinstance(choice.form, BlockForm)]
     if options.quantize in BITS and not quantised:
-        raise SourceError(f"the model has no weight that can be stored as {options.quantize}", where="config.json")
+        raise UsageError(f"the model has no weight that can be stored as {options.quantize}", where="--quantize")
     if quantised:
         _add_variants(models, entries)
     changed = store(models.values(), plan, spool, tell)
