@@ -47,7 +47,11 @@ def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> An
             from genai_bundle.builder.adapters.merged import merged
 
             return merged(_loaded(checkpoint, auto), checkpoint.adapter)
-        return _streamed(checkpoint, auto) if is_large(checkpoint) or checkpoint.kept else _loaded(checkpoint, auto)
+        return (
+            _streamed(checkpoint, auto)
+            if is_large(checkpoint) or (checkpoint.kept and checkpoint.gguf is None)
+            else _loaded(checkpoint, auto)
+        )
 
 
 def is_large(checkpoint: Checkpoint) -> bool:

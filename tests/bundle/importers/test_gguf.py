@@ -26,7 +26,9 @@ from bundle.importers.gguf_files import vocabulary, write_checkpoint, write_gguf
 from genai_bundle.builder import source_model  # noqa: E402
 from genai_bundle.builder.build import build  # noqa: E402
 from genai_bundle.builder.options import BuildOptions  # noqa: E402
+from genai_bundle.builder.storage.blocks import BlockForm, dequantise  # noqa: E402
 from genai_bundle.builder.tensors import stored_array  # noqa: E402
+from genai_bundle.bundle import open_bundle  # noqa: E402
 from genai_bundle.errors import SourceError  # noqa: E402
 from genai_bundle.importers.gguf import as_checkpoint  # noqa: E402
 from genai_bundle.importers.gguf.config import read_config  # noqa: E402
@@ -141,7 +143,12 @@ def test_forms_are_decoded_as_transformers_decodes_them(form: str, letters: dict
         np.testing.assert_array_equal(ours, parameter.detach().numpy(), err_msg=name)
     plain = form in ("F16", "BF16")
     assert checkpoint.tensors["model.layers.0.self_attn.q_proj.weight"].dtype == (form if plain else "F32")
-    assert told == ([] if plain else [f"decoded to float32: 16 {form}; --quantize makes them small again"])
+    assert len(checkpoint.kept) == (16 if form in ("Q8_0", "Q4_0") else 0)
+    for name, blocks in checkpoint.kept.items():
+        assert blocks.form == BlockForm(4 if form == "Q4_0" else 8, 32, True)
+        read = dequantise(blocks.rows(1, 4), blocks.form)
+        np.testing.assert_array_equal(read, stored_array(checkpoint.tensors[name])[1:4], err_msg=name)
+    assert told == ([f"decoded to float32: 16 {form}; --quantize makes them small again"] if form == "Q5_1" else [])
 
 
 @pytest.mark.shared
@@ -192,6 +199,26 @@ def test_files_are_read_by_transformers_while_they_fit(
     monkeypatch.setattr(source_model, "LOADED_GGUF", limit)
     assert not source_model.is_large(checkpoint)
     assert source_model.is_large(replace(checkpoint, gguf=None))
+
+
+@pytest.mark.shared
+def test_blocks_keep_their_bits(shared: Path, tmp_path: Path) -> None:
+    """The bundle is as small as the file, and says what transformers says of the file."""
+    from transformers import AutoModelForCausalLM
+
+    optional("mobius", "torch")  # the quick exporter
+    source = shared / "checkpoints" / "stories260K"
+    path = write_checkpoint(source, tmp_path / "stories.gguf", form="Q4_0")
+    build(path, tmp_path / "out.genai", BuildOptions(exporter="mobius"))
+    with open_bundle(tmp_path / "out.genai") as bundle:
+        weights = sum(entry.size for member, entry in bundle.members.items() if member.startswith("weights/"))
+    assert weights < 1.35 * path.stat().st_size
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model.generate(torch.tensor([[1]]), max_new_tokens=30, do_sample=False)[0, 1:].tolist()
+    for variant in ("portable", "ort-cpu"):
+        with load(tmp_path / "out.genai", variant=variant) as pipeline:
+            assert pipeline("", max_tokens=30).tokens == expected
 
 
 VOCABULARIES = {

@@ -49,6 +49,7 @@ def as_checkpoint(file: GgufFile, folder: Path, *, lossy: bool, tell: Callable[[
     Raises:
         SourceError: see `config`, `tensors` and `text`.
     """
+    from genai_bundle.importers.gguf.blocks import FORMS
     from genai_bundle.importers.gguf.config import read_config
     from genai_bundle.importers.gguf.tensors import STORED, map_tensors
     from genai_bundle.importers.gguf.text import strange_keys, write_text_files
@@ -70,8 +71,12 @@ def as_checkpoint(file: GgufFile, folder: Path, *, lossy: bool, tell: Callable[[
     generation = read_object(folder / "generation_config.json") or {}
     text = read_text_assets(folder, config, generation)
     check_vocabulary(text, config)
-    tensors = map_tensors(file, config)
-    widened = Counter(tensor.kind for tensor in file.tensors.values() if tensor.kind not in STORED)
+    tensors, kept = map_tensors(file, config)
+    widened = Counter(
+        tensor.kind
+        for tensor in file.tensors.values()
+        if tensor.kind not in STORED and not (tensor.kind in FORMS and len(tensor.shape) == 2)
+    )
     if widened:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(widened.items()))
         Report.of(tell).note(f"decoded to float32: {counts}; --quantize makes them small again")
@@ -84,6 +89,7 @@ def as_checkpoint(file: GgufFile, folder: Path, *, lossy: bool, tell: Callable[[
         tensors=tensors,
         members=(file.path.name,),
         gguf=file.path.name,
+        kept=kept,
     )
 
 

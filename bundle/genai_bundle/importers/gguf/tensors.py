@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from genai_bundle.builder.prequantised import KeptBlocks
 from genai_bundle.builder.safetensors import StoredTensor
 from genai_bundle.builder.tensors import DerivedTensor
 from genai_bundle.errors import SourceError
+from genai_bundle.importers.gguf.blocks import kept_blocks
 from genai_bundle.importers.gguf.config import LAYOUTS, Layout
 from genai_bundle.importers.gguf.file import GgufFile, GgufTensor
 
@@ -27,14 +29,15 @@ STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 """Forms that keep their type; all others are decoded to float32."""
 
 
-def map_tensors(file: GgufFile, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Every parameter of the model that `config` describes, by transformers' name.
+def map_tensors(file: GgufFile, config: Mapping[str, Any]) -> tuple[dict[str, StoredTensor], dict[str, KeptBlocks]]:
+    """Every parameter of the model that `config` describes, by transformers' name, and the blocks of those that have.
 
     Raises:
         SourceError: names the tensors that are missing, left over or of another shape.
     """
     layout = LAYOUTS[file.architecture]
     found: dict[str, StoredTensor] = {}
+    kept: dict[str, KeptBlocks] = {}
     used: set[str] = set()
     for name, shape in parameter_shapes(config).items():
         sources = [file.tensors[source] for source in _sources(file, name, config) if source in file.tensors]
@@ -43,14 +46,18 @@ def map_tensors(file: GgufFile, config: Mapping[str, Any]) -> dict[str, StoredTe
                 continue
             raise SourceError(f"lacks the tensor for '{name}'", where=file.path.name)
         used |= {source.name for source in sources}
-        found[name] = _derive(file, name, shape, sources, config, layout)
+        order = _order(name, shape[0], config) if layout.interleaved else None
+        found[name] = _derive(file, name, shape, sources, order, layout)
+        blocks = kept_blocks(sources, order)
+        if blocks is not None:
+            kept[name] = blocks
     left = sorted(file.tensors.keys() - used - set(SPENT))
     if left:
         raise SourceError(
             f"holds tensors that the model does not have: {', '.join(left[:5])}", where=file.path.name,
             hint="Build from the original checkpoint",
         )  # fmt: skip
-    return found
+    return found, kept
 
 
 def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -90,7 +97,7 @@ def _derive(
     name: str,
     shape: tuple[int, ...],
     sources: Sequence[GgufTensor],
-    config: Mapping[str, Any],
+    order: NDArray[np.intp] | None,
     layout: Layout,
 ) -> StoredTensor:
     first = sources[0]
@@ -101,7 +108,6 @@ def _derive(
         raise SourceError("differs in form from the tensor that it is joined with", where=where)
     if (joined if len(sources) > 1 else first.shape) != shape:
         raise SourceError(f"has the shape {list(first.shape)}, but the metadata describes {list(shape)}", where=where)
-    order = _order(name, first.shape[0], config) if layout.interleaved else None
     offset = layout.norm_offset if name.endswith("norm.weight") else 0.0
 
     def rows(part: Any) -> NDArray[Any]:
