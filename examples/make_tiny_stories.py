@@ -232,7 +232,7 @@ def build_bundle(checkpoint: Path, output: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def make_checkpoint(checkpoint: Path, steps: int) -> None:
+def make_checkpoint(checkpoint: Path, steps: int, *, ask: bool) -> None:
     """Train the tokenizer and the model, save them, and show what the model can do."""
     torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)
@@ -242,7 +242,8 @@ def make_checkpoint(checkpoint: Path, steps: int) -> None:
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     train(model, tokenizer, steps)
     save(model, tokenizer, checkpoint)
-    check(model, tokenizer)
+    if ask:
+        check(model, tokenizer)
 
 
 def main() -> None:
@@ -252,10 +253,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for the checkpoint (default: a temporary one)")
     parser.add_argument("--steps", type=int, default=1600, help="training steps (default: %(default)s)")
     parser.add_argument("--checkpoint-only", action="store_true", help="train, but do not build the bundle")
+    parser.add_argument("--no-questions", action="store_true", help="do not ask the trained model anything")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = arguments.work or Path(temporary)
-        make_checkpoint(checkpoint, arguments.steps)
+        make_checkpoint(checkpoint, arguments.steps, ask=not arguments.no_questions)
         if not arguments.checkpoint_only:
             build_bundle(checkpoint, arguments.output)
 

@@ -249,7 +249,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
 def test_text_streams_and_an_interrupt_ends_it_with_130(endless: Path) -> None:
     process = start(endless, "one")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, b"")
 
 
@@ -258,6 +258,6 @@ def test_a_closed_pipe_ends_the_run_quietly(endless: Path) -> None:
     assert process.stdout is not None
     process.stdout.close()
     process.stdout = None
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert err == b""

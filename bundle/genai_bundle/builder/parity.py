@@ -99,7 +99,8 @@ class Decoder:
     @property
     def counts_pads(self) -> bool:
         """Whether the graph has states that every token changes, and no mask that would keep a pad out of them."""
-        return "attention_mask" not in self.ports and any(cache.axis is None for cache in self.caches)
+        masked = "attention_mask" in self.ports and not self.single  # one token a run is never taken for a pad
+        return not masked and any(cache.axis is None for cache in self.caches)
 
     def reset(self, batch: int) -> None:
         """Forget everything; the next rows are `batch` fresh ones."""

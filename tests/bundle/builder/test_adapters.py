@@ -12,7 +12,6 @@ import pytest
 
 from bundle.builder.conftest import MakeModel
 from conftest import optional
-from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import SourceError, UsageError
 from genai_runner import load
@@ -21,6 +20,8 @@ from genai_runner.verify import run_tests
 pytestmark = pytest.mark.torch
 torch = optional("torch", "torch")
 peft = optional("peft", "torch")
+
+from genai_bundle.builder.exporters.quiet import quiet  # noqa: E402
 
 STEPS = 12
 FORMS = [("onnxruntime", "portable"), ("onnxruntime", "ort-cpu"), ("reference", "portable")]

@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genai_bundle.builder import lazy
-from genai_bundle.builder.safetensors import StoredTensor
+from conftest import optional
+
+pytestmark = pytest.mark.torch
+optional("onnx_ir", "torch")
+
+from genai_bundle.builder import lazy  # noqa: E402
+from genai_bundle.builder.safetensors import StoredTensor  # noqa: E402
 
 PARTS = [slice(None), slice(0, 0), slice(1, 4), slice(3, 100), slice(0, 1)]
 

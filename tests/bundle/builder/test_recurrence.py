@@ -46,6 +46,7 @@ def test_the_selective_scan_from_zero_and_in_two_parts(monkeypatch: pytest.Monke
             *cut, **(named | {"z": named["z"][:, :, begin:end]}), return_last_state=True
         )
 
+    recurrence._READ[0] = torch.zeros(BATCH, 6, 4)
     first, state = part(0, 4)
     recurrence._READ[0] = state
     second, state = part(4, TEXT)

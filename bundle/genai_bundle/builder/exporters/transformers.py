@@ -46,10 +46,7 @@ def export_steps(checkpoint: Checkpoint) -> Export:
     Raises:
         SourceError: as `export_decoder`; the model has no recurrence.
     """
-    export = _export(checkpoint, 1, 1)
-    if "recurrent" not in export.state:
-        raise SourceError("the model has no recurrence that would need steps of one token", where="config.json")
-    return export
+    return _export(checkpoint, 1, 1)
 
 
 def _export(checkpoint: Checkpoint, *sequences: int) -> Export:
@@ -69,6 +66,9 @@ def _trace(model: Any, weights: Weights, sequences: Sequence[int]) -> ir.Model:
     with traceable():
         first = sample(model, BATCH, sequences[0], PAST)
         second = sample(model, BATCH + 2, sequences[-1], PAST + 4)
+    cache: Any = first.get("cache", first.get("past_key_values"))
+    if sequences[0] == 1 and not any(hasattr(layer, "recurrent_states") for layer in cache.layers):
+        raise SourceError("the model has no recurrence that would need steps of one token", where="config.json")
     with as_scans(model):
         return trace(model, weights, first, second)
 

@@ -7,9 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 
-from genai_bundle.builder.storage.blocks import BlockForm, dequantise, fitting_block, pack, quantise, unpack
+from conftest import optional
+
+pytestmark = pytest.mark.torch
+optional("onnx_ir", "torch")  # onnxruntime's quantiser needs it too
+
+from onnxruntime.quantization.matmul_nbits_quantizer import (  # noqa: E402
+    DefaultWeightOnlyQuantConfig,
+    DefaultWeightOnlyQuantizer,
+)
+
+from genai_bundle.builder.storage.blocks import (  # noqa: E402
+    BlockForm,
+    dequantise,
+    fitting_block,
+    pack,
+    quantise,
+    unpack,
+)
 
 
 def hard(rows: int, length: int) -> np.ndarray[Any, Any]:
