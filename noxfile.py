@@ -43,7 +43,7 @@ def builder_tests(session: nox.Session) -> None:
     """The tests that export and prove checkpoints."""
     session.install(TORCH)
     session.install("-e", ".[build,gguf,mobius,test]")
-    session.run("pytest", "-m", "torch", *session.posargs, env={"GENAI_REQUIRE": "torch"})
+    session.run("pytest", "-m", "torch or peers", *session.posargs, env={"GENAI_REQUIRE": "torch,peers"})
 
 
 @nox.session
