@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
-from conftest import optional
 from genai_bundle.builder import shards as rules
 from genai_bundle.builder.graph_files import pack_graph
 from genai_bundle.bundle import open_bundle
@@ -97,7 +97,6 @@ def test_b6_nothing_of_the_machine_is_in_a_bundle(tmp_path: Path) -> None:
 
 
 def test_b7_quantised_weights_are_there_once(tmp_path: Path) -> None:
-    ir = optional("onnx_ir", "torch")
     from genai_bundle.builder.options import BuildOptions
     from genai_bundle.builder.storage.spool import Spool
     from genai_bundle.builder.storage.store import store_weights

@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from bundle.builder.conftest import safetensors_bytes
-from conftest import optional
 from genai_bundle.builder.adapters.folder import check_base, read_adapter
 from genai_bundle.builder.options import BuildOptions
 from genai_bundle.builder.safetensors import StoredTensor, read_safetensors
 from genai_bundle.errors import SourceError, UsageError
 
 pytestmark = pytest.mark.torch
-ir = optional("onnx_ir", "torch")
 
 from genai_bundle.builder.adapters.branches import add_branches  # noqa: E402
 

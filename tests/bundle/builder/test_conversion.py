@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from conftest import optional
 from families import FAMILIES
 
-ir = optional("onnx_ir", "torch")
+optional("transformers", "torch")
 
 from genai_bundle.builder.checkpoint import read_checkpoint  # noqa: E402
 from genai_bundle.builder.exporters.conversion import convert  # noqa: E402

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
-from conftest import optional
-
 pytestmark = pytest.mark.torch
-optional("onnx_ir", "torch")
 
 from genai_bundle.builder.checkpoint import read_checkpoint  # noqa: E402
 from genai_bundle.builder.parity import Decoder, check_decoder, kv_caches  # noqa: E402
@@ -25,7 +23,6 @@ MakeModel = Callable[..., Path]
 
 
 def proto(model: Any) -> onnx.ModelProto:
-    import onnx_ir as ir
 
     found: onnx.ModelProto = ir.to_proto(model)
     return found

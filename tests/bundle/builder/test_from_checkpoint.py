@@ -10,12 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
-from conftest import optional
-
 pytestmark = pytest.mark.torch
-ir = optional("onnx_ir", "torch")
 
 from bundle.exports.peer import Peer, exported, prompts  # noqa: E402
 from genai_bundle.builder import from_checkpoint  # noqa: E402

@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import optional
-
 pytestmark = pytest.mark.torch
-optional("onnx_ir", "torch")
 
 from genai_bundle.builder import lazy  # noqa: E402
 from genai_bundle.builder.safetensors import StoredTensor  # noqa: E402

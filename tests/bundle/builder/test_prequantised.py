@@ -15,7 +15,6 @@ import pytest
 from conftest import optional
 
 pytestmark = pytest.mark.torch
-ir = optional("onnx_ir", "torch")
 safetensors = optional("safetensors.numpy", "torch")
 
 from genai_bundle.builder.checkpoint import read_checkpoint  # noqa: E402

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from conftest import optional
@@ -21,7 +22,6 @@ from families import FAMILIES
 pytestmark = pytest.mark.torch
 torch = optional("torch", "torch")
 transformers = optional("transformers", "torch")
-ir = optional("onnx_ir", "torch")
 
 from genai_bundle.builder import generation, parity_seq2seq  # noqa: E402
 from genai_bundle.builder.build import build  # noqa: E402

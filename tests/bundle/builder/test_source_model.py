@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from conftest import optional
 
 pytestmark = pytest.mark.torch
-ir = optional("onnx_ir", "torch")
+optional("transformers", "torch")
 
 from genai_bundle.builder import prove, source_model  # noqa: E402
 from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint  # noqa: E402

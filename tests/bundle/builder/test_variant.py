@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from conftest import optional
-
 pytestmark = pytest.mark.torch
-ir = optional("onnx_ir", "torch")
 
 from genai_bundle.builder.parity import Decoder, check_decoder, kv_caches  # noqa: E402
 from genai_bundle.builder.variants.ort_gqa import make_variant  # noqa: E402

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
-from conftest import optional
-
 pytestmark = pytest.mark.torch
-ir = optional("onnx_ir", "torch")
 
 from genai_bundle.builder.weights import pack  # noqa: E402
 from genai_bundle.errors import SourceError  # noqa: E402

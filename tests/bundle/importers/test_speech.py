@@ -17,14 +17,11 @@ from numpy.typing import NDArray
 
 from bundle.importers import tiny
 from cli.samples import tokenizer
-from conftest import optional
 from genai_bundle.builder.build import build
 from genai_bundle.builder.options import BuildOptions
 from genai_bundle.errors import SourceError
 from genai_bundle.importers.speech import mel_filters, read_hearing
 from genai_runner import load
-
-optional("onnx_ir", "torch")
 
 RATE, BANDS, FRAMES = 16_000, 16, 100
 PREPROCESSOR = {

@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import optional
-
 pytestmark = pytest.mark.torch
-optional("onnx_ir", "torch")  # onnxruntime's quantiser needs it too
 
 from onnxruntime.quantization.matmul_nbits_quantizer import (  # noqa: E402
     DefaultWeightOnlyQuantConfig,

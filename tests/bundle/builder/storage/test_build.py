@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from tokenizers import Tokenizer
 
-from conftest import optional
-
 pytestmark = pytest.mark.torch
-ir = optional("onnx_ir", "torch")
 
 from genai_bundle.builder.checkpoint import read_checkpoint  # noqa: E402
 from genai_bundle.builder.exporters import Export  # noqa: E402

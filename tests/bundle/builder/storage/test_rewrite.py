@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
-from conftest import optional
 from genai_runner.backends.base import LoadOptions, find_backend
 
 pytestmark = pytest.mark.torch
-ir = optional("onnx_ir", "torch")
 
 from genai_bundle.builder.options import BuildOptions  # noqa: E402
 from genai_bundle.builder.storage.plan import make_plan, omissions, summary  # noqa: E402
