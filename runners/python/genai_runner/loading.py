@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from genai_bundle.bundle import Bundle, open_bundle
 from genai_bundle.errors import BackendError, GenaiError, UsageError
 from genai_bundle.manifest import GraphEntry, State, Variant
+from genai_bundle.ports import Ports, match_ports
 
 from .adapters import read_adapters
-from .backends.base import Backend, LoadOptions, available_cores, find_backend
+from .backends.base import Backend, LoadOptions, StatePort, available_cores, find_backend
 from .interpreter import LoadedGraph, Program
 from .pipeline import Pipeline
 from .text import TextCodec
@@ -96,6 +98,8 @@ def _load_graph(
         item.value for tensor in model.graph.initializer for item in tensor.external_data if item.key == "location"
     }
     weights: Mapping[str, memoryview] = {path: bundle.view(path) for path in sorted(locations)}
+    states = _states(bundle, name, variant)
+    options = replace(options, states=_state_ports(states, bundle.ports(file)))
     try:
         graph = engine.load(name, bundle.read(file), weights, options)
     except GenaiError:
@@ -106,12 +110,22 @@ def _load_graph(
     if not options.low_memory:  # the engine has packed its own copy of what is large
         for path in weights:
             bundle.release(path)
-    states: dict[str, State] = {}
-    for state, spec in bundle.manifest.state.items():
-        if spec.graph == name:
-            changes = variant.state.get(state, {}) if variant else {}
-            states[state] = spec.override(changes)
     return LoadedGraph(name=name, file=file, ports=bundle.ports(file), graph=graph, states=states)
+
+
+def _states(bundle: Bundle, graph: str, variant: Variant | None) -> dict[str, State]:
+    changes = variant.state if variant else {}
+    declared = bundle.manifest.state.items()
+    return {name: spec.override(changes.get(name, {})) for name, spec in declared if spec.graph == graph}
+
+
+def _state_ports(states: Mapping[str, State], ports: Ports) -> tuple[StatePort, ...]:
+    return tuple(
+        StatePort(past, present, spec.update, spec.axis)
+        for spec in states.values()
+        if spec.update != "read"
+        for past, present in match_ports(spec.ports, ports).items()
+    )
 
 
 def _codec(bundle: Bundle) -> TextCodec | None:

@@ -24,16 +24,34 @@ Tensor = Any
 
 
 @dataclass(frozen=True, slots=True)
+class StatePort:
+    """A pair of ports by which a graph hands state to its own next run: output `present` is the next input `past`.
+
+    `update` and `axis` are those of the manifest's state, as the loaded variant keeps it. An engine that can hold such
+    state inside itself may do so, and answer `keep` with a handle; one that cannot ignores this.
+    """
+
+    past: str
+    present: str
+    update: str
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a graph is loaded. It never changes a result beyond rounding.
+    """How a graph is loaded.
 
     `threads`: worker threads, at least 1. `low_memory`: weights stay in the file's mapping and are not repacked, which
-    opens in milliseconds and shares pages between processes, at the price of slower matrix products.
+    opens in milliseconds and shares pages between processes, at the price of slower matrix products. Neither changes a
+    result beyond rounding. `precision`: "exact" computes the graph's own arithmetic, accumulating in float32; "fast"
+    lets the engine use its reduced forms (bfloat16, int8 activations, 8-bit caches). `states`: see `StatePort`.
     """
 
     device: str = "cpu"
     threads: int = 1
     low_memory: bool = False
+    precision: str = "exact"
+    states: tuple[StatePort, ...] = ()
 
 
 class Graph(Protocol):
