@@ -193,13 +193,15 @@ class _Gathered:
         return self._add("Slice", [values, begin, number(self.graph, [count], f"slice.{count}"), axis], "zeros.cut")
 
     def _elements(self, packed: ir.Value, suffix: str, last: list[int]) -> ir.Value:
-        """Gathered rows, one element in each byte; the last axis split into `last`."""
+        """Gathered rows, one element in each place; the last axis split into `last`."""
         rows = self._add("Gather", [packed, self.indices], f"{suffix}.packed")
         if self.blocks.weight.form.bits == 4:
             axis = tidy.constant(self.graph, [-1], "axis.last")
-            low = self._add("BitwiseAnd", [rows, self._scalar(np.array(15, np.uint8), "nibble")], f"{suffix}.low")
+            # OpenVINO 2026.4 shifts bytes by a division that rounds; 32 bits it shifts rightly.
+            rows = self._add("Cast", [rows], f"{suffix}.wide", to=ir.DataType.UINT32)
+            low = self._add("BitwiseAnd", [rows, self._scalar(np.array(15, np.uint32), "nibble")], f"{suffix}.low")
             high = self._add(
-                "BitShift", [rows, self._scalar(np.array(4, np.uint8), "shift")], f"{suffix}.high", direction="RIGHT"
+                "BitShift", [rows, self._scalar(np.array(4, np.uint32), "shift")], f"{suffix}.high", direction="RIGHT"
             )
             halves = [self._add("Unsqueeze", [half, axis], f"{half.name}.column") for half in (low, high)]
             rows = self._add("Concat", halves, f"{suffix}.pairs", axis=-1)
