@@ -74,6 +74,7 @@ class OnnxRuntimeGraph:
 
 class OnnxRuntimeBackend:
     name = "onnxruntime"
+    version = ort.__version__
 
     def load(self, graph: str, model: bytes, weights: Mapping[str, memoryview], options: LoadOptions) -> Graph:
         session_options = ort.SessionOptions()

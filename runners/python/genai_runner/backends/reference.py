@@ -53,6 +53,7 @@ class ReferenceGraph:
 
 class ReferenceBackend:
     name = "reference"
+    version = onnx.__version__
 
     def load(self, graph: str, model: bytes, weights: Mapping[str, memoryview], options: LoadOptions) -> Graph:
         proto = onnx.load_from_string(model)

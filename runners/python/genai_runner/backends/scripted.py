@@ -80,6 +80,7 @@ class ScriptedBackend:
     """`script`: graph name to what it answers. `calls` records (graph, feeds) of every run, in order."""
 
     name = "scripted"
+    computes = False
 
     def __init__(self, script: Mapping[str, Script] | None = None) -> None:
         self._script = dict(script or {})
