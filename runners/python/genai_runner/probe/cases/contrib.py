@@ -65,7 +65,8 @@ def several(use: Use) -> bool:
 _GQA = f"{DOMAIN}.GroupQueryAttention"
 GROUPED = (
     Case(_GQA, "one sequence", gqa_text(), ONE, gqa_answer(ONE)),
-    Case(_GQA, "several sequences", gqa_text().replace("B,", "2,").replace("[B]", "[2]"), TWO, gqa_answer(TWO), several),
+    Case(_GQA, "several sequences", gqa_text().replace("B,", "2,").replace("[B]", "[2]"), TWO, gqa_answer(TWO),
+         several),
     Case(_GQA, "softcap", gqa_text(", softcap = 0.5"), ONE, gqa_answer(ONE, softcap=0.5),
          lambda use: bool(use.attribute("softcap", 0.0))),
     Case(_GQA, "local_window_size", gqa_text(", local_window_size = 3"), ONE, gqa_answer(ONE, window=3),
