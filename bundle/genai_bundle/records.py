@@ -225,7 +225,10 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """A golden vector. A value is JSON, or `{"file": member}` where it is large."""
+    """A golden vector. A value is JSON, or `{"file": member}` where it is large.
+
+    fast: how far off the results of fast arithmetic may be, None where that is held to `compare` too.
+    """
 
     __test__ = False  # pytest would take it for a test class
 
@@ -233,6 +236,7 @@ class Test:
     inputs: Mapping[str, Json]
     outputs: Mapping[str, Json]
     compare: Literal["exact", "tokens"] | Tolerance = "exact"
+    fast: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

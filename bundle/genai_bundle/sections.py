@@ -227,12 +227,13 @@ def parse_generation(node: Node) -> dict[str, Json]:
 
 
 def parse_test(node: Node) -> Test:
-    keys = node.object(("in", "out"), ("name", "compare"))
+    keys = node.object(("in", "out"), ("name", "compare", "fast"))
     return Test(
         name=keys["name"].string(1) if "name" in keys else None,
         inputs={name: _test_value(value) for name, value in keys["in"].entries().items()},
         outputs={name: _test_value(value) for name, value in keys["out"].entries(least=1).items()},
         compare=_compare(keys["compare"]) if "compare" in keys else "exact",
+        fast=keys["fast"].number() if "fast" in keys else None,
     )
 
 

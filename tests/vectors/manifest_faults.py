@@ -84,6 +84,7 @@ def _manifest() -> Iterator[Case]:
         "M9", "carry-three", "Three names for one carried value", "loops", (*LOOP, "carry", "x", ["x", "a", "b"])
     )
     yield fault("M9", "compare-word", "A comparison that does not exist", "chat", ("tests", 0, "compare", "close"))
+    yield fault("M9", "fast-negative", "A bound below zero", "chat", ("tests", 0, "fast", -1))
     yield fault("M9", "no-dims", "An empty list of dims", "small", ("inputs", "x", "dims", []))
     yield fault("M9", "requires-twice", "A feature listed twice", "small", ("requires", ["domain:com.microsoft"] * 2))
     yield fault("M10", "graph-name", "A graph's name with a point", "small", ("graphs", "a.b", {"file": "a.onnx"}))

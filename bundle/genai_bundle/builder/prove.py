@@ -22,7 +22,8 @@ from genai_bundle.errors import GenaiError, ProofError, SourceError, UsageError
 from genai_bundle.manifest import Manifest
 from genai_bundle.ports import match_ports
 from genai_runner import load
-from genai_runner.backends.base import LoadOptions, available_cores, find_backend
+from genai_runner.backends.base import LoadOptions, find_backend
+from genai_runner.cores import available_cores
 from genai_runner.pipeline import Pipeline
 from genai_runner.verify import run_tests
 
@@ -285,7 +286,7 @@ def _load(path: Path, form: Form) -> Pipeline | None:
     """The pipeline, or None where a variant's backend is not installed here. The portable form always runs."""
     large = _is_large(path, form.variant)
     try:
-        return load(path, form.backend, device=form.device, variant=form.variant, low_memory=large)
+        return load(path, form.backend, device=form.device, variant=form.variant, precision="exact", low_memory=large)
     except UsageError:
         if form.variant == PORTABLE:
             raise

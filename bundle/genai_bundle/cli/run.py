@@ -86,6 +86,12 @@ def run(
         str, typer.Option(metavar="NAME", help="'auto': the best for the backend; 'portable'; or a variant's name.")
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="NAME", help="Where the engine computes.")] = "cpu",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="'exact' or 'fast'; by default fast for graphs with quantised weights, else exact."
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Threads of the engine; by default the cores it may use.")
     ] = None,
@@ -107,7 +113,13 @@ def run(
     began = time.perf_counter()
     targets = [values.split("--output", text) for text in outputs or ()]
     with genai_runner.load(
-        file, backend=backend, device=device, variant=variant, threads=threads, low_memory=low_memory
+        file,
+        backend=backend,
+        device=device,
+        variant=variant,
+        precision=precision,
+        threads=threads,
+        low_memory=low_memory,
     ) as pipe:
         load_s = time.perf_counter() - began
         manifest = pipe.manifest
@@ -271,3 +283,5 @@ def _print_stats(result: Result, figures: dict[str, Any]) -> None:
     if peak is not None:
         parts.append(f"peak memory {console.human_size(peak)}")
     console.note("; ".join(parts))
+    for name, place in result.stats.graphs.items():
+        console.note(f"{name}: {place}")

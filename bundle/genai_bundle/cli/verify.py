@@ -57,6 +57,9 @@ def verify(
         str | None,
         typer.Option(metavar="NAME", help="Only this variant, or 'portable'; by default all for the backend."),
     ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="'exact', or 'fast': held to the bounds that the bundle has for it.")
+    ] = "exact",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a bundle: schema, digests, graph rules, then its golden vectors on every variant.
@@ -67,7 +70,7 @@ def verify(
 
     checks: list[Check] = []
     try:
-        for check in _checks(file, backend, variant):
+        for check in _checks(file, backend, variant, precision):
             checks.append(check)
     except InvalidBundle as error:
         if not json:
@@ -84,7 +87,7 @@ def verify(
         raise typer.Exit(code)
 
 
-def _checks(file: Path, backend: str, variant: str | None) -> Iterator[Check]:
+def _checks(file: Path, backend: str, variant: str | None, precision: str) -> Iterator[Check]:
     from genai_bundle.bundle import open_bundle
     from genai_bundle.cli.console import progress
 
@@ -103,7 +106,7 @@ def _checks(file: Path, backend: str, variant: str | None) -> Iterator[Check]:
         yield Check("golden vectors", "skipped", "the bundle has none: nothing was run")
         return
     for name in backends:
-        yield from _golden(file, manifest, name, variant, asked=backend != "all")
+        yield from _golden(file, manifest, name, variant, precision, asked=backend != "all")
 
 
 def _schema_check(bundle: Bundle) -> Check:
@@ -148,7 +151,9 @@ def _variants(manifest: Manifest, backend: str, asked: str | None) -> list[str]:
     return names if asked is None else [name for name in names if name == asked]
 
 
-def _golden(file: Path, manifest: Manifest, backend: str, variant: str | None, *, asked: bool) -> Iterator[Check]:
+def _golden(
+    file: Path, manifest: Manifest, backend: str, variant: str | None, precision: str, *, asked: bool
+) -> Iterator[Check]:
     """The golden vectors on one backend. `asked`: it was named, so that its absence is an error."""
     from genai_runner.backends.base import find_backend
 
@@ -163,10 +168,10 @@ def _golden(file: Path, manifest: Manifest, backend: str, variant: str | None, *
     if not chosen:
         yield Check("golden vectors", "skipped", f"variant {variant!r} is not made for it", backend=backend)
     for name in chosen:
-        yield from _golden_on(file, backend, name)
+        yield from _golden_on(file, backend, name, precision)
 
 
-def _golden_on(file: Path, backend: str, variant: str) -> Iterator[Check]:
+def _golden_on(file: Path, backend: str, variant: str, precision: str) -> Iterator[Check]:
     import genai_runner
     from genai_bundle.cli.console import phases
     from genai_runner.verify import run_tests
@@ -174,7 +179,7 @@ def _golden_on(file: Path, backend: str, variant: str) -> Iterator[Check]:
     try:
         with (
             phases(f"golden vectors on {backend}, {variant}"),
-            genai_runner.load(file, backend=backend, variant=variant) as pipe,
+            genai_runner.load(file, backend=backend, variant=variant, precision=precision) as pipe,
         ):
             results = list(run_tests(pipe))
     except (BackendError, UsageError) as error:

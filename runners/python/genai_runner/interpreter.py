@@ -24,6 +24,7 @@ from .backends.base import Array, Graph
 from .decode import DEFAULT_MAX_TOKENS, Decoder
 from .expand import expand
 from .ops import Env, resolve
+from .placement import Placement
 from .sampling import Options
 from .state import DISCIPLINES, Group, Read
 from .text import TextCodec
@@ -37,7 +38,7 @@ class LoadedGraph:
     """A graph in the variant that was chosen, and its states as that variant keeps them."""
 
     name: str
-    file: str
+    place: Placement
     ports: Ports
     graph: Graph
     states: Mapping[str, State]
@@ -172,7 +173,9 @@ class Request:
             outputs = self._graphs[loaded.name].run(feeds, want, keep=keep, into=into)
         except Exception as error:  # an engine may raise anything
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise BackendError(f"graph {loaded.name!r} ({loaded.file}) failed: {reason}", where=step.where) from error
+            raise BackendError(
+                f"graph {loaded.name!r} ({loaded.place.file}) failed: {reason}", where=step.where
+            ) from error
         for name, group in groups.items():
             group.commit(outputs, added[name])
         graph = self._graphs[loaded.name]  # a buffer is written again by the next run: a value is a copy of it

@@ -13,9 +13,11 @@ from genai_bundle.manifest import GraphEntry, State, Variant
 from genai_bundle.ports import Ports, match_ports
 
 from .adapters import read_adapters
-from .backends.base import Backend, LoadOptions, StatePort, available_cores, find_backend
+from .backends.base import Backend, LoadOptions, StatePort, find_backend
+from .cores import available_cores
 from .interpreter import LoadedGraph, Program
 from .pipeline import Pipeline
+from .placement import Placement, check_precision, precision_of
 from .text import TextCodec
 
 PORTABLE, AUTO = "portable", "auto"
@@ -29,6 +31,7 @@ def load(
     *,
     device: str = "cpu",
     variant: str = AUTO,
+    precision: str | None = None,
     threads: int | None = None,
     low_memory: bool = False,
     verify: bool = False,
@@ -38,6 +41,8 @@ def load(
 
     backend: a name (`onnxruntime`, `reference`, `scripted`) or an object with the interface of backends/base.py.
     variant: "auto" takes a graph's first variant made for this backend and device, "portable" none, else its name.
+    precision: "exact" for the graphs' own arithmetic, "fast" for the engine's reduced forms; None: "fast" for a graph
+    whose weights are quantised, else "exact". `Pipeline.placements` says what each graph got.
     threads: None for all cores that this process may use. low_memory: see `LoadOptions`.
     verify: check the digests of all members first, weights too (reads the whole file).
     literal: execute `generate` as the loop that defines it; slow, for tests of runners.
@@ -47,13 +52,14 @@ def load(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}, but it takes 1 or more")
+    check_precision(precision)
     bundle = open_bundle(path)
     try:
         if verify:
             bundle.verify()
         engine = find_backend(backend) if isinstance(backend, str) else backend
         options = LoadOptions(device=device, threads=threads or available_cores(), low_memory=low_memory)
-        graphs = _load_graphs(bundle, engine, variant, options)
+        graphs = _load_graphs(bundle, engine, variant, precision, options)
         program = Program(bundle.manifest, graphs, _codec(bundle), literal, read_adapters(bundle))
     except BaseException:
         bundle.close()
@@ -61,7 +67,9 @@ def load(
     return Pipeline(bundle, program, engine.name)
 
 
-def _load_graphs(bundle: Bundle, engine: Backend, variant: str, options: LoadOptions) -> dict[str, LoadedGraph]:
+def _load_graphs(
+    bundle: Bundle, engine: Backend, variant: str, precision: str | None, options: LoadOptions
+) -> dict[str, LoadedGraph]:
     graphs = bundle.manifest.graphs
     named = {one.name for entry in graphs.values() for one in entry.variants}
     if variant not in (AUTO, PORTABLE) and variant not in named:
@@ -70,9 +78,8 @@ def _load_graphs(bundle: Bundle, engine: Backend, variant: str, options: LoadOpt
     loaded = {}
     for name, entry in graphs.items():
         place = find_backend(HOST) if entry.place == "host" and engine.name not in EXACT else engine
-        loaded[name] = _load_graph(
-            bundle, name, entry, choose(entry, variant, place.name, options.device), place, options
-        )
+        chosen = choose(entry, variant, place.name, options.device)
+        loaded[name] = _load_graph(bundle, name, entry, chosen, place, precision, options)
     return loaded
 
 
@@ -90,7 +97,13 @@ def choose(entry: GraphEntry, wanted: str, backend: str, device: str) -> Variant
 
 
 def _load_graph(
-    bundle: Bundle, name: str, entry: GraphEntry, variant: Variant | None, engine: Backend, options: LoadOptions
+    bundle: Bundle,
+    name: str,
+    entry: GraphEntry,
+    variant: Variant | None,
+    engine: Backend,
+    precision: str | None,
+    options: LoadOptions,
 ) -> LoadedGraph:
     file = variant.file if variant else entry.file
     model = bundle.graph(file)
@@ -99,7 +112,9 @@ def _load_graph(
     }
     weights: Mapping[str, memoryview] = {path: bundle.view(path) for path in sorted(locations)}
     states = _states(bundle, name, variant)
-    options = replace(options, states=_state_ports(states, bundle.ports(file)))
+    options = replace(
+        options, states=_state_ports(states, bundle.ports(file)), precision=precision_of(model, precision)
+    )
     try:
         graph = engine.load(name, bundle.read(file), weights, options)
     except GenaiError:
@@ -110,7 +125,15 @@ def _load_graph(
     if not options.low_memory:  # the engine has packed its own copy of what is large
         for path in weights:
             bundle.release(path)
-    return LoadedGraph(name=name, file=file, ports=bundle.ports(file), graph=graph, states=states)
+    place = Placement(
+        file,
+        variant.name if variant else PORTABLE,
+        engine.name,
+        options.device,
+        getattr(graph, "precision", options.precision),
+        getattr(graph, "operators", {}),
+    )
+    return LoadedGraph(name=name, place=place, ports=bundle.ports(file), graph=graph, states=states)
 
 
 def _states(bundle: Bundle, graph: str, variant: Variant | None) -> dict[str, State]:

@@ -24,6 +24,7 @@ from genai_bundle.records import ADAPTER
 from .backends.base import Graph
 from .decode import Decoder
 from .interpreter import Program, Request
+from .placement import Placement
 from .sampling import OPTIONS, Options
 from .state import Group
 from .text import TextCodec
@@ -44,11 +45,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Times of one request in seconds: to the first emission, and in all; tokens a second after the first token."""
+    """Times of one request in seconds: to the first emission, and in all; tokens a second after the first token.
+
+    `graphs`: what each graph ran on, and how exactly.
+    """
 
     ttft_s: float
     total_s: float
     tokens_per_s: float
+    graphs: Mapping[str, Placement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,11 @@ class Result:
     outputs: Mapping[str, Value]
     usage: Usage
     stats: Stats
+
+
+def placements(program: Program) -> dict[str, Placement]:
+    """How each graph was loaded."""
+    return {name: loaded.place for name, loaded in program.graphs.items()}
 
 
 class Stream(Iterator[Value]):
@@ -109,7 +119,7 @@ class Stream(Iterator[Value]):
             finish_reason=request.finish_reason,
             outputs=outputs,
             usage=Usage(request.prompt_tokens, len(tokens)),
-            stats=Stats(first - self._start, end - self._start, rate),
+            stats=Stats(first - self._start, end - self._start, rate, placements(request.program)),
         )
 
 
@@ -155,7 +165,12 @@ class Pipeline:
     @property
     def variants(self) -> dict[str, str]:
         """Which file each graph runs from."""
-        return {name: loaded.file for name, loaded in self._program.graphs.items()}
+        return {name: loaded.place.file for name, loaded in self._program.graphs.items()}
+
+    @property
+    def placements(self) -> Mapping[str, Placement]:
+        """Of each graph: its file and variant, the backend and device that run it, and how exactly."""
+        return placements(self._program)
 
     def __call__(self, prompt: Value = None, /, **inputs_and_options: Value) -> Result:
         """Run the pipeline on one request and return the whole result.

@@ -8,7 +8,6 @@ stays behind `load`): every method added here is one that each third-party backe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,11 @@ class LoadOptions:
 
 
 class Graph(Protocol):
-    """A loaded graph. It may serve many requests; `fork` gives the one that belongs to a single request."""
+    """A loaded graph. It may serve many requests; `fork` gives the one that belongs to a single request.
+
+    It may say more of itself by attributes: `precision`, where it is another than was asked ("exact" of an engine that
+    knows nothing else), and `operators`, how many of them run on which device.
+    """
 
     def run(
         self,
@@ -96,19 +99,6 @@ class Backend(Protocol):
         bundle's mapping. A backend that does not copy must keep the views alive as long as the graph.
         """
         ...
-
-
-def available_cores() -> int:
-    """Cores that this process may use: CPU affinity, then the container's quota (cgroup v2), never less than 1."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such limit on this system
-        pass
-    return cores
 
 
 def find_backend(name: str) -> Backend:
