@@ -26,6 +26,7 @@ Examples:
   genai-bundle run chat.genai --system "Answer briefly." --message "Who are you?"
   genai-bundle run chat.genai "Who are you?" --adapter pirate
   genai-bundle run stories.genai "Once" --json --stats
+  genai-bundle run stories.genai "Once" --device cuda --device-option device_id=1 --stats
   genai-bundle run vad.genai --input audio=@speech.wav --output speech=speech.npy
 """
 
@@ -85,7 +86,16 @@ def run(
     variant: Annotated[
         str, typer.Option(metavar="NAME", help="'auto': the best for the backend; 'portable'; or a variant's name.")
     ] = "auto",
-    device: Annotated[str, typer.Option(metavar="NAME", help="Where the engine computes.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Where the engine computes: cpu, cuda, tensorrt, dml, qnn, coreml ...")
+    ] = "cpu",
+    device_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A setting of the device, such as device_id=1; may be repeated."),
+    ] = None,
+    allow_cpu_fallback: Annotated[
+        bool, typer.Option("--allow-cpu-fallback", help="Run on the CPU what the device does not have.")
+    ] = False,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -116,6 +126,8 @@ def run(
         file,
         backend=backend,
         device=device,
+        device_options=dict(values.split("--device-option", text) for text in device_option or ()),
+        cpu_fallback=allow_cpu_fallback,
         variant=variant,
         precision=precision,
         threads=threads,

@@ -30,6 +30,8 @@ def load(
     backend: str | Backend = "onnxruntime",
     *,
     device: str = "cpu",
+    device_options: Mapping[str, str] | None = None,
+    cpu_fallback: bool = False,
     variant: str = AUTO,
     precision: str | None = None,
     threads: int | None = None,
@@ -40,6 +42,9 @@ def load(
     """Open a bundle (file or folder) and load its graphs.
 
     backend: a name (`onnxruntime`, `reference`, `scripted`) or an object with the interface of backends/base.py.
+    device: a name that the backend knows; "cpu", and for onnxruntime those of providers.py where its package has them.
+    device_options: settings of the device, from the backend's list. cpu_fallback: the device may leave operators that
+    it lacks to the CPU.
     variant: "auto" takes a graph's first variant made for this backend and device, "portable" none, else its name.
     precision: "exact" for the graphs' own arithmetic, "fast" for the engine's reduced forms; None: "fast" for a graph
     whose weights are quantised, else "exact". `Pipeline.placements` says what each graph got.
@@ -58,7 +63,13 @@ def load(
         if verify:
             bundle.verify()
         engine = find_backend(backend) if isinstance(backend, str) else backend
-        options = LoadOptions(device=device, threads=threads or available_cores(), low_memory=low_memory)
+        options = LoadOptions(
+            device=device,
+            threads=threads or available_cores(),
+            low_memory=low_memory,
+            device_options={key: str(value) for key, value in (device_options or {}).items()},
+            cpu_fallback=cpu_fallback,
+        )
         graphs = _load_graphs(bundle, engine, variant, precision, options)
         program = Program(bundle.manifest, graphs, _codec(bundle), literal, read_adapters(bundle))
     except BaseException:
@@ -77,9 +88,12 @@ def _load_graphs(
         raise UsageError(f"there is no variant {variant!r}", hint=f"This bundle has {known}")
     loaded = {}
     for name, entry in graphs.items():
-        place = find_backend(HOST) if entry.place == "host" and engine.name not in EXACT else engine
-        chosen = choose(entry, variant, place.name, options.device)
-        loaded[name] = _load_graph(bundle, name, entry, chosen, place, precision, options)
+        place, how, wanted = engine, options, precision
+        if entry.place == "host":
+            place = engine if engine.name in EXACT else find_backend(HOST)
+            how, wanted = replace(options, device="cpu", device_options={}), "exact"
+        chosen = choose(entry, variant, place.name, how.device)
+        loaded[name] = _load_graph(bundle, name, entry, chosen, place, wanted, how)
     return loaded
 
 

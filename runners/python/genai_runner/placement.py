@@ -34,7 +34,9 @@ class Placement:
     operators: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.file} ({self.variant}) on {self.backend}, {self.device}, {self.precision}"
+        parts = ", ".join(f"{count} operators on {device}" for device, count in self.operators.items())
+        split = f" ({parts})" if len(self.operators) > 1 else ""
+        return f"{self.file} ({self.variant}) on {self.backend}, {self.device}{split}, {self.precision}"
 
 
 def check_precision(asked: str | None) -> None:

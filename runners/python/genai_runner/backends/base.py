@@ -9,7 +9,7 @@ stays behind `load`): every method added here is one that each third-party backe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +44,10 @@ class LoadOptions:
     opens in milliseconds and shares pages between processes, at the price of slower matrix products. Neither changes a
     result beyond rounding. `precision`: "exact" computes the graph's own arithmetic, accumulating in float32; "fast"
     lets the engine use its reduced forms (bfloat16, int8 activations, 8-bit caches). `states`: see `StatePort`.
+
+    `device_options`: settings of the device, by the names that its maker gives them; a backend takes those of a list
+    and refuses all others. `cpu_fallback`: parts of a graph that the device lacks may run on the CPU; without it a
+    backend refuses such a graph. A backend that does not have the device raises UsageError.
     """
 
     device: str = "cpu"
@@ -51,6 +55,8 @@ class LoadOptions:
     low_memory: bool = False
     precision: str = "exact"
     states: tuple[StatePort, ...] = ()
+    device_options: Mapping[str, str] = field(default_factory=dict)
+    cpu_fallback: bool = False
 
 
 class Graph(Protocol):
@@ -99,6 +105,14 @@ class Backend(Protocol):
         bundle's mapping. A backend that does not copy must keep the views alive as long as the graph.
         """
         ...
+
+
+def only_cpu(backend: str, options: LoadOptions) -> None:
+    """For backends that know no other device. Raises UsageError where another one is asked for."""
+    if options.device != "cpu" or options.device_options:
+        raise UsageError(
+            f"backend {backend!r} runs on the cpu and takes no device options", hint="Leave the device out"
+        )
 
 
 def find_backend(name: str) -> Backend:

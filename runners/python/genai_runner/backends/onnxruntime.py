@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime on the CPU. The only file that imports `onnxruntime`.
+"""ONNX Runtime, on the CPU or by any of its execution providers. The only file that imports `onnxruntime`.
 
 Weights are used in place: the session reads initializers straight from the bundle's mapping, so that a graph opens in
 milliseconds and processes share its pages. By default matrices are then packed for speed, which makes one private copy;
@@ -8,13 +8,17 @@ the mapping's pages are handed back to the system afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
+from genai_bundle.errors import BackendError
+
 from ..placement import graphs_of
+from ..providers import BOOKKEEPING, CPU, PROVIDERS, Provider, devices_of, options_of, provider_of
 from .base import Array, Graph, LoadOptions, Tensor
 
 ACCURACY_LEVELS = {"exact": 1, "fast": 4}
@@ -24,15 +28,24 @@ ACCURACY_LEVELS = {"exact": 1, "fast": 4}
 class OnnxRuntimeGraph:
     """A session and, for one request, its bindings: only what changes from run to run is bound anew."""
 
-    def __init__(self, session: ort.InferenceSession, pinned: tuple[memoryview, ...]) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, pinned: tuple[memoryview, ...], memory: tuple[str, int] = (CPU, 0)
+    ) -> None:
         self._session = session
+        self._memory = memory  # where values stay that are fed back
         # The session does not keep the mapping alive: a dropped view is a crash, not an exception.
         self._pinned = pinned
         self._binding = session.io_binding()
         self._bound: dict[str, Tensor] = {}
 
     def fork(self) -> Graph:
-        return OnnxRuntimeGraph(self._session, self._pinned)
+        return OnnxRuntimeGraph(self._session, self._pinned, self._memory)
+
+    @property
+    def operators(self) -> Mapping[str, int]:
+        """How many operators run on which device."""
+        devices = {provider.name: device for device, provider in PROVIDERS.items()}
+        return dict(Counter(devices.get(name, name) for name, _ in _assigned(self._session)))
 
     def array(self, tensor: Tensor) -> Array:
         array: Array = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
@@ -51,7 +64,7 @@ class OnnxRuntimeGraph:
             if self._bound.get(name) is not tensor:
                 self._bind_input(name, tensor)
         fresh = [name for name in want if name not in into]
-        self._bind_outputs(fresh, into)
+        self._bind_outputs(fresh, into, keep)
         self._session.run_with_iobinding(self._binding)
         outputs = self._binding.get_outputs()
         start = len(outputs) - len(fresh)  # preallocated outputs were bound first
@@ -67,14 +80,14 @@ class OnnxRuntimeGraph:
             self._binding.bind_ortvalue_input(name, tensor)
         self._bound[name] = tensor
 
-    def _bind_outputs(self, fresh: list[str], into: Mapping[str, Array]) -> None:
+    def _bind_outputs(self, fresh: list[str], into: Mapping[str, Array], keep: Collection[str]) -> None:
         # An output that the engine allocated stays bound to that memory; bound again, the next run allocates anew
         # and leaves the value handed out (it is the next run's past) untouched.
         self._binding.clear_binding_outputs()
         for name, array in into.items():
             self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name in fresh:
-            self._binding.bind_output(name)
+            self._binding.bind_output(name, *(self._memory if name in keep else (CPU, 0)))
 
 
 def _at_level(model: bytes, level: int) -> bytes:
@@ -95,6 +108,10 @@ def _at_level(model: bytes, level: int) -> bytes:
 class OnnxRuntimeBackend:
     name = "onnxruntime"
     version = ort.__version__
+
+    def devices(self) -> list[str]:
+        """The devices that the installed package was built for."""
+        return devices_of(ort.get_available_providers())
 
     def load(self, graph: str, model: bytes, weights: Mapping[str, memoryview], options: LoadOptions) -> Graph:
         level = ACCURACY_LEVELS[options.precision]
@@ -119,10 +136,41 @@ class OnnxRuntimeBackend:
         if options.low_memory:
             session_options.add_session_config_entry("session.disable_prepacking", "1")
             skipped = ["ConstantFolding"]  # it would make private copies of transposed weights
+        session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        provider = provider_of(options.device, ort.get_available_providers())
+        settings = options_of(options.device, provider, options.device_options, options.precision)
         session = ort.InferenceSession(
-            _at_level(model, level), session_options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped
+            _at_level(model, level),
+            session_options,
+            providers=[(provider.name, settings), *([] if options.device == CPU else [PROVIDERS[CPU].name])],
+            disabled_optimizers=skipped,
+            enable_fallback=0,  # else it prints a failure of the provider, and goes on without it
         )
-        return OnnxRuntimeGraph(session, views)
+        if options.device != CPU:
+            _check_device(session, options, provider)
+        return OnnxRuntimeGraph(session, views, (provider.memory, int(settings.get("device_id", 0))))
+
+
+def _check_device(session: ort.InferenceSession, options: LoadOptions, provider: Provider) -> None:
+    """The device runs the graph, and not the CPU in its place: ONNX Runtime itself goes on without it, with a warning.
+
+    Its own switch against that (session.disable_cpu_ep_fallback) would also refuse the arithmetic of shapes, which
+    providers leave to the CPU on purpose, so that hardly any decoder would pass.
+    """
+    if provider.name not in session.get_providers():
+        hint = "Its libraries or drivers may be missing; ONNX Runtime says more on stderr"
+        raise BackendError(f"{provider.name} could not be started", hint=hint)
+    left = {op for name, op in _assigned(session) if name == PROVIDERS[CPU].name} - BOOKKEEPING
+    if left and not options.cpu_fallback:
+        listed = ", ".join(sorted(left))
+        hint = "Allow it with --allow-cpu-fallback (cpu_fallback=True)"
+        raise BackendError(f"{options.device} does not run these operators, the CPU would: {listed}", hint=hint)
+
+
+def _assigned(session: ort.InferenceSession) -> Iterator[tuple[str, str]]:
+    """(provider, operator) of every node, after ONNX Runtime's own rewriting."""
+    for part in session.get_provider_graph_assignment_info():
+        yield from ((part.ep_name, node.op_type) for node in part.get_nodes())
 
 
 BACKEND = OnnxRuntimeBackend()

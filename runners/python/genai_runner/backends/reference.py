@@ -13,7 +13,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from .base import Array, Graph, LoadOptions, Tensor
+from .base import Array, Graph, LoadOptions, Tensor, only_cpu
 
 
 class GatherElements(OpRun):
@@ -58,6 +58,7 @@ class ReferenceBackend:
     version = onnx.__version__
 
     def load(self, graph: str, model: bytes, weights: Mapping[str, memoryview], options: LoadOptions) -> Graph:
+        only_cpu(self.name, options)
         proto = onnx.load_from_string(model)
         for tensor in proto.graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
