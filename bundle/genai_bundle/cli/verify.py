@@ -24,8 +24,6 @@ Examples:
 """
 
 PORTABLE = "portable"
-NOT_VERIFIERS = frozenset({"base", "scripted"})
-"""Modules beside the backends that hold no engine: the interface, and the fake that tests use."""
 
 Status = Literal["ok", "FAILED", "skipped"]
 
@@ -128,14 +126,9 @@ def _schema_check(bundle: Bundle) -> Check:
 
 
 def _backends(asked: str) -> list[str]:
-    if asked != "all":
-        return [asked]
-    import pkgutil
+    from genai_runner.backends.base import engine_names
 
-    import genai_runner.backends
-
-    names = (module.name for module in pkgutil.iter_modules(genai_runner.backends.__path__))
-    return sorted(name for name in names if name not in NOT_VERIFIERS)
+    return [asked] if asked != "all" else engine_names()
 
 
 def _check_variant(manifest: Manifest, asked: str | None) -> None:

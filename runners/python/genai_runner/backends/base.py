@@ -17,6 +17,10 @@ import numpy as np
 
 from genai_bundle.errors import UsageError
 
+from ..plugins import load_plugin, plugin_names
+
+FAKE = "scripted"  # what tests use; it computes nothing
+
 Array = np.ndarray[Any, np.dtype[Any]]
 # What flows between a graph and its state: a NumPy array, or a handle that only the backend which made it understands.
 Tensor = Any
@@ -115,14 +119,31 @@ def only_cpu(backend: str, options: LoadOptions) -> None:
         )
 
 
-def find_backend(name: str) -> Backend:
-    """The backend called `name`, imported now. Raises UsageError when there is none or its engine is not installed."""
-    import importlib
+def engine_names() -> list[str]:
+    """Every backend that computes, whether or not its engine is installed: ours, then those of other packages."""
+    own = _own()
+    return [*(name for name in own if name != FAKE), *plugin_names(own)]
+
+
+def _own() -> list[str]:
     import pkgutil
 
-    known = sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "base")
-    if name not in known:
-        raise UsageError(f"no backend is called {name!r}", hint=f"Known here: {', '.join(known)}")
+    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "base")
+
+
+def find_backend(name: str) -> Backend:
+    """The backend called `name`, imported now: one of this folder, else one of another package (see plugins.py).
+
+    Raises UsageError when there is none, its engine is not installed, or a plugin cannot be used.
+    """
+    import importlib
+
+    own = _own()
+    if name not in own:
+        others = plugin_names(own)
+        if name not in others:
+            raise UsageError(f"no backend is called {name!r}", hint=f"Known here: {', '.join([*own, *others])}")
+        return load_plugin(name)
     try:
         module = importlib.import_module(f"{__package__}.{name}")
     except ImportError as error:
