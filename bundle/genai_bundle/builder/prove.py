@@ -120,13 +120,21 @@ def provable(graphs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def source_graph(file: Path) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
+def source_graph(
+    file: Path, model: onnx.ModelProto | None = None
+) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
     """An ONNX file of a build's source, as it lies there: a function from all its inputs to all its outputs.
+
+    Args:
+        model: another form of the file's graph, whose weights lie where the file's do.
 
     Raises:
         SourceError: the engine cannot load or run it.
     """
-    model = onnx.load(file, load_external_data=False)
+    if model is None:
+        model = onnx.load(file, load_external_data=False)
+    else:
+        model = onnx.ModelProto.FromString(model.SerializeToString())
     weights: dict[str, memoryview] = {}
     for tensor in model.graph.initializer:
         entry = {item.key: item.value for item in tensor.external_data}

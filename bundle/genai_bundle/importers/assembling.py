@@ -13,8 +13,10 @@ from genai_bundle import FORMAT_VERSION
 from genai_bundle.importers import Assembled, Progress
 from genai_bundle.importers.body import Body, Json, generation
 from genai_bundle.importers.foreign import Section, dropped_lines, settle
+from genai_bundle.importers.forms import Forms
 from genai_bundle.importers.graphs import SourceGraph, pack_graphs
-from genai_bundle.importers.plain import MARGIN, STEPS, Array, Run, engine_name, greedy
+from genai_bundle.importers.plain import MARGIN, STEPS, Array, Run, engine_name, greedy, recorded
+from genai_bundle.importers.portable import keep_states, with_portable
 from genai_bundle.importers.speech import Hearing
 from genai_bundle.importers.text import Text, digests
 
@@ -90,9 +92,14 @@ def assemble_pipeline(
     dropped = settle([*configs, *heard], allow_lossy=options.allow_lossy)
     before = found.before
     steps, made = generation(found.body, found.text)
-    graphs = [*(before.graphs if before else []), *found.body.graphs(), *made]
+    notes = list(notes)
+    graphs = [
+        with_portable(graph, notes) for graph in (*(before.graphs if before else []), *found.body.graphs(), *made)
+    ]
     entries, members, features = pack_graphs(graphs)
-    tests, proof = _ask(found, tell)
+    tests, proof, kept = _ask(found, graphs, notes, tell)
+    if any(one is not other for one, other in zip(graphs, kept, strict=True)):
+        entries, members, features = pack_graphs(kept)
     files = [*read, *(graph.file for graph in graphs if graph.file)] + [
         path / config.file for config in (*configs, *heard)
     ]
@@ -107,7 +114,7 @@ def assemble_pipeline(
         "graphs": entries,
         "inputs": inputs,
         "outputs": found.text.outputs(),
-        "state": found.body.state(),
+        "state": keep_states(kept, found.body, entries),
         "steps": [*found.begin(), *(before.steps if before else []), *steps],
         **found.text.section(),
         "generation": found.generation,
@@ -119,29 +126,36 @@ def assemble_pipeline(
     return Assembled(manifest, members, [*notes, *dropped_lines(dropped)])
 
 
-def _ask(found: Pipeline, tell: Progress) -> tuple[list[Json], Json]:
-    """Golden vectors: what the source's graphs give for some prompts."""
+def _ask(
+    found: Pipeline, graphs: list[SourceGraph], notes: list[str], tell: Progress
+) -> tuple[list[Json], Json, list[SourceGraph]]:
+    """Golden vectors: what the source's graphs give for some prompts. And the graphs, without portable forms that
+    differ."""
     from genai_bundle.builder.prove import source_graph  # late: brings the engines
 
     tell("running the source")
-    before = found.before
-    stages = found.body.stages
-    graphs = [*(before.graphs if before else []), *found.body.graphs()]
-    graphs += [stage.prompt for stage in stages if stage.prompt]
-    runs = {graph.name: source_graph(graph.file) for graph in graphs if graph.file}
-    runs |= {name: wrap(runs[name]) for name, wrap in found.wraps.items()}
-    tests = []
+    before, body = found.before, found.body
+    files = [*graphs, *(stage.prompt for stage in body.stages if stage.prompt)]
+    plain = {graph.name: source_graph(graph.file) for graph in files if graph.file}
+    runs = {name: found.wraps[name](run) if name in found.wraps else run for name, run in plain.items()}
+    lowered = Forms.of(graphs, found, runs, source_graph)
+    answers = []
     for inputs, prompt in found.prompts():
         values, ids = before.plain(prompt, runs) if before else ({}, prompt)
-        answer = greedy(found.body.plain(runs, values), ids, found.text.eos, min(STEPS, found.room - len(ids)))
+        step, logits = recorded(body.plain(runs, values))
+        answer = greedy(step, ids, found.text.eos, min(STEPS, found.room - len(ids)))
+        answers.append((inputs, lowered.check(prompt, answer, logits)))
+    graphs = lowered.settled(graphs, notes)
+    tests = []
+    for inputs, answer in answers:
         tokens = list(answer.tokens[: answer.sure])
         if tokens:
             asked = {**inputs, "temperature": 0, "repetition_penalty": 1, "max_tokens": len(tokens)}
             if found.text.assets:
                 asked["stop"] = []
             tests.append({"in": asked, "out": {"tokens": [tokens]}, "compare": "tokens"})
-    proof = {"reference": engine_name(), "steps": STEPS, "margin": MARGIN, "checks": ["greedy tokens, cached steps"]}
-    return tests, proof
+    checks = ["greedy tokens, cached steps", *lowered.checks()]
+    return tests, {"reference": engine_name(), "steps": STEPS, "margin": MARGIN, "checks": checks}, graphs
 
 
 def source(path: Path, files: Sequence[Path], proof: Json, dropped: Mapping[str, Sequence[str]]) -> Json:

@@ -18,18 +18,25 @@ from genai_bundle.builder.graph_files import pack_graph, parse_text, read_file, 
 from genai_bundle.builder.shards import INLINE
 from genai_bundle.errors import GraphError, SourceError
 from genai_bundle.ports import Ports
-from genai_bundle.sanitize import ports_of, sanitize
+from genai_bundle.sanitize import MAX_OPSET, STANDARD, ports_of, sanitize
 from genai_bundle.writer import Shard, Source
+
+ORT = "ort"
+"""The variant that holds a graph as its source has it, where that needs ONNX Runtime."""
 
 
 @dataclass(frozen=True)
 class SourceGraph:
-    """A graph of the manifest. `file` is None for one that an importer made; `host`: it has to be exact."""
+    """A graph of the manifest. `file` is None for one that an importer made; `host`: it has to be exact.
+
+    portable: the same in operators that every backend has, where `model` needs one engine's.
+    """
 
     name: str
     model: onnx.ModelProto
     file: Path | None = None
     host: bool = False
+    portable: onnx.ModelProto | None = None
 
     @property
     def ports(self) -> Ports:
@@ -73,15 +80,27 @@ def pack_graphs(
     entries: dict[str, dict[str, Any]] = {}
     members: dict[str, Source] = {}
     for graph in graphs:
-        member = f"{graph.name}.onnx"
+        member, original = f"{graph.name}.onnx", f"{graph.name}.{ORT}.onnx"
+        forms = {member: graph.model} if graph.portable is None else {member: graph.portable, original: graph.model}
+        if graph.portable is not None and not _readable(graph.model):
+            del forms[original]
         folder = graph.file.parent if graph.file else None
-        model = onnx.ModelProto.FromString(graph.model.SerializeToString())
-        files, shards = pack_graph(graph.name, {member: (model, folder, graph.where)})
-        _check(graph, files[member], shards)
+        copies = {file: onnx.ModelProto.FromString(model.SerializeToString()) for file, model in forms.items()}
+        files, shards = pack_graph(graph.name, {file: (model, folder, graph.where) for file, model in copies.items()})
+        for data in files.values():
+            _check(graph, data, shards)
         entries[graph.name] = {"file": member, **({"place": "host"} if graph.host else {})}
+        if original in forms:
+            variant = {"name": ORT, "when": {"backend": "onnxruntime"}, "file": original}
+            entries[graph.name]["variants"] = [variant]
         members |= files
         members |= shards
-    return entries, members, used(graph.model for graph in graphs)
+    return entries, members, used(graph.portable or graph.model for graph in graphs)
+
+
+def _readable(model: onnx.ModelProto) -> bool:
+    """Whether a bundle may hold the operator set."""
+    return all(entry.version <= MAX_OPSET for entry in model.opset_import if entry.domain in STANDARD)
 
 
 def _check(graph: SourceGraph, data: bytes, shards: Mapping[str, Shard]) -> None:

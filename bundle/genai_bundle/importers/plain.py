@@ -113,6 +113,17 @@ def greedy(step: Callable[[Sequence[int]], Array], ids: Sequence[int], eos: Sequ
     return Greedy(tuple(tokens), sure)
 
 
+def recorded(step: Callable[[Sequence[int]], Array]) -> tuple[Callable[[Sequence[int]], Array], list[Array]]:
+    """The step, and the list to which it adds what it returns."""
+    found: list[Array] = []
+
+    def keeping(ids: Sequence[int]) -> Array:
+        found.append(step(ids))
+        return found[-1]
+
+    return keeping, found
+
+
 def engine_name() -> str:
     """What ran the source's graphs, for the record."""
     return f"the source's graphs in a plain loop, onnxruntime {version('onnxruntime')}"

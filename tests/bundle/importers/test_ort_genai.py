@@ -20,9 +20,10 @@ from bundle.importers import tiny
 from genai_bundle.builder.build import build
 from genai_bundle.builder.options import BuildOptions
 from genai_bundle.builder.report import Report, summary
-from genai_bundle.bundle import open_bundle
-from genai_bundle.errors import SourceError
+from genai_bundle.bundle import Bundle, open_bundle
+from genai_bundle.errors import SourceError, UsageError
 from genai_runner import load
+from genai_runner.backends.base import find_backend
 
 PROMPTS = ([1, 2, 3], [7], [5, 4, 3, 2, 1, 9])  # without 0: the peer takes its padding id in a prompt for padding
 
@@ -93,9 +94,39 @@ def imported(folder: Path, **options: Any) -> Path:
     return target
 
 
-def ours(bundle: Path, rows: Sequence[Sequence[int]], steps: int) -> list[list[int]]:
-    with load(bundle, threads=1) as pipeline:
+def ours(
+    bundle: Path, rows: Sequence[Sequence[int]], steps: int, backend: str = "onnxruntime", form: str = "auto"
+) -> list[list[int]]:
+    with load(bundle, backend, variant=form, threads=1) as pipeline:
         return [pipeline(ids=[list(ids)], max_tokens=steps).outputs["tokens"][0].tolist() for ids in rows]
+
+
+def every_engine(*forms: str) -> list[tuple[str, str]]:
+    """Engines with the form of a bundle that they run; ONNX Runtime runs each of `forms`."""
+    try:
+        others = ["reference", find_backend("openvino").name]
+    except UsageError:
+        others = ["reference"]
+    return [*(("onnxruntime", form) for form in forms), *((engine, "auto") for engine in others)]
+
+
+def compute_exactly(file: Path) -> None:
+    """Take from a graph the leave to round activations, for engines are compared exactly."""
+    model = onnx.load(file, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1
+    file.write_bytes(model.SerializeToString())
+
+
+def shared_weights(bundle: Bundle, first: str, second: str) -> bool:
+    """Whether all large weights of the second graph lie where the first one has them."""
+    places = []
+    for file in (first, second):
+        tensors = [tensor for tensor in bundle.graph(file).graph.initializer if tensor.external_data]
+        places.append({tuple((item.key, item.value) for item in tensor.external_data) for tensor in tensors})
+    return bool(places[1]) and places[1] <= places[0]
 
 
 def theirs(folder: Path, rows: Sequence[Sequence[int]], steps: int, batch: int = 1) -> list[list[int]]:
@@ -132,7 +163,11 @@ def test_the_peer_s_own_folders_give_its_tokens(
 ) -> None:
     folder = shared / "peers" / "ort-genai" / name
     build(folder, tmp_path / "x.genai")
-    assert ours(tmp_path / "x.genai", rows, steps) == theirs(folder, rows, steps, batch)
+    expected = theirs(folder, rows, steps, batch)
+    for backend, form in every_engine("auto", "portable"):
+        assert ours(tmp_path / "x.genai", rows, steps, backend, form) == expected
+    with open_bundle(tmp_path / "x.genai") as bundle:
+        assert bundle.manifest.requires == ()
 
 
 @pytest.mark.peers
@@ -170,16 +205,22 @@ def test_what_the_peer_s_builder_writes(precision: str, shared: Path, tmp_path: 
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", "tiny", "-i", tmp_path / "checkpoint"]
     options = ["-o", folder, "-p", precision, "-e", "cpu", "-c", tmp_path / "cache"]
     subprocess.run([*command, *options], check=True, capture_output=True)
-    build(folder, tmp_path / "x.genai")
-    with load(tmp_path / "x.genai", threads=1) as pipeline:
-        state = pipeline.manifest.state["kv"]
-        assert (state.update, state.capacity) == ("shared", 128)
-        prompt = pipeline.bundle.manifest.tests[0].inputs["prompt"]
-        assert prompt == "Once upon a time"
-        tokens = pipeline(prompt, max_tokens=24).outputs["tokens"][0].tolist()
-    assert tokens == theirs(folder, [[1, 403, 407, 261, 378]], 24)[0]
+    compute_exactly(folder / "model.onnx")
+    report = Report()
+    build(folder, tmp_path / "x.genai", progress=report)
+    assert any(note.startswith("model.onnx has a portable form: ") for note in report.notes)
+    expected = theirs(folder, [[1, 403, 407, 261, 378]], 24)[0]
     with open_bundle(tmp_path / "x.genai") as bundle:
-        assert bundle.manifest.requires == ("domain:com.microsoft",)
+        assert bundle.manifest.requires == ()
+        assert bundle.manifest.tests[0].inputs["prompt"] == "Once upon a time"
+        state, [variant] = bundle.manifest.state["kv"], bundle.manifest.graphs["decoder"].variants
+        assert (state.update, state.capacity) == ("append", 128)
+        assert state.override(variant.state["kv"]).update == "shared"
+        assert dict(variant.when) == {"backend": "onnxruntime"}
+        assert shared_weights(bundle, "decoder.onnx", variant.file)
+    for backend, form in every_engine("auto", "portable"):
+        with load(tmp_path / "x.genai", backend, variant=form, precision="exact", threads=1) as pipeline:
+            assert pipeline("Once upon a time", max_tokens=24).outputs["tokens"][0].tolist() == expected
 
 
 def test_combined_caches_and_symbols_for_sizes(tmp_path: Path) -> None:
