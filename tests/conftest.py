@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for name in ("shared", "torch", "openvino", "peers"):
         if item.get_closest_marker(name) is not None:
             need(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the runner remembers is forgotten after the run, unless GENAI_CACHE_DIR says where to keep it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "GENAI_CACHE_DIR" not in os.environ:
+            patch.setenv("GENAI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,23 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+from onnx import ModelProto
 
 from genai_bundle.bundle import Bundle, open_bundle
 from genai_bundle.errors import BackendError, GenaiError, UsageError
-from genai_bundle.manifest import GraphEntry, State, Variant
+from genai_bundle.manifest import State, Variant
 from genai_bundle.ports import Ports, match_ports
 
 from .adapters import read_adapters
 from .backends.base import Backend, LoadOptions, StatePort, find_backend
 from .cores import available_cores
+from .fitting import AUTO, HOST, PORTABLE, Choice, candidates, choose
 from .interpreter import LoadedGraph, Program
 from .pipeline import Pipeline
 from .placement import Placement, check_precision, precision_of
 from .text import TextCodec
 
-PORTABLE, AUTO = "portable", "auto"
-HOST = "onnxruntime"  # the exact CPU engine of `place: host` graphs, unless the backend is exact itself
 EXACT = ("onnxruntime", "reference", "scripted")
 
 
@@ -92,43 +94,26 @@ def _load_graphs(
         if entry.place == "host":
             place = engine if engine.name in EXACT else find_backend(HOST)
             how, wanted = replace(options, device="cpu", device_options={}), "exact"
-        chosen = choose(entry, variant, place.name, how.device)
-        loaded[name] = _load_graph(bundle, name, entry, chosen, place, wanted, how)
+        variants = candidates(entry, variant, place.name, how.device)
+        prepare = partial(_with_precision, wanted, how)
+        loaded[name] = _load_graph(bundle, name, choose(bundle, name, variants, place, prepare))
     return loaded
 
 
-def choose(entry: GraphEntry, wanted: str, backend: str, device: str) -> Variant | None:
-    """The variant of a graph to run, None for the portable one. Raises UsageError for one of another backend."""
-    here = {"backend": backend, "device": device}
-    for variant in entry.variants:
-        fits = all(here.get(key) == value for key, value in variant.when.items())
-        if fits and wanted in (AUTO, variant.name):
-            return variant
-        if wanted == variant.name:
-            made = ", ".join(f"{key} {value}" for key, value in variant.when.items())
-            raise UsageError(f"variant {wanted!r} is made for {made}, not for {backend} on {device}")
-    return None
+def _with_precision(wanted: str | None, options: LoadOptions, model: ModelProto) -> LoadOptions:
+    return replace(options, precision=precision_of(model, wanted))
 
 
-def _load_graph(
-    bundle: Bundle,
-    name: str,
-    entry: GraphEntry,
-    variant: Variant | None,
-    engine: Backend,
-    precision: str | None,
-    options: LoadOptions,
-) -> LoadedGraph:
-    file = variant.file if variant else entry.file
+def _load_graph(bundle: Bundle, name: str, choice: Choice) -> LoadedGraph:
+    variant, engine = choice.variant, choice.engine
+    file = variant.file if variant else bundle.manifest.graphs[name].file
     model = bundle.graph(file)
     locations = {
         item.value for tensor in model.graph.initializer for item in tensor.external_data if item.key == "location"
     }
     weights: Mapping[str, memoryview] = {path: bundle.view(path) for path in sorted(locations)}
     states = _states(bundle, name, variant)
-    options = replace(
-        options, states=_state_ports(states, bundle.ports(file)), precision=precision_of(model, precision)
-    )
+    options = replace(choice.options, states=_state_ports(states, bundle.ports(file)))
     try:
         graph = engine.load(name, bundle.read(file), weights, options)
     except GenaiError:
@@ -146,6 +131,7 @@ def _load_graph(
         options.device,
         getattr(graph, "precision", options.precision),
         getattr(graph, "operators", {}),
+        choice.reason,
     )
     return LoadedGraph(name=name, place=place, ports=bundle.ports(file), graph=graph, states=states)
 

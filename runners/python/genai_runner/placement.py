@@ -24,7 +24,8 @@ STORED = {
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a graph was loaded. `operators`: how many the engine put on which device, where it tells."""
+    """How a graph was loaded. `operators`: how many the engine put on which device, where it tells. `reason`: what is
+    wrong with what would have run otherwise, where another backend or variant was taken for that; else empty."""
 
     file: str
     variant: str
@@ -32,11 +33,13 @@ class Placement:
     device: str
     precision: str
     operators: Mapping[str, int] = field(default_factory=dict)
+    reason: str = ""
 
     def __str__(self) -> str:
         parts = ", ".join(f"{count} operators on {device}" for device, count in self.operators.items())
         split = f" ({parts})" if len(self.operators) > 1 else ""
-        return f"{self.file} ({self.variant}) on {self.backend}, {self.device}{split}, {self.precision}"
+        why = f", because of {self.reason}" if self.reason else ""
+        return f"{self.file} ({self.variant}) on {self.backend}, {self.device}{split}, {self.precision}{why}"
 
 
 def check_precision(asked: str | None) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from genai_runner.backends.base import find_backend
+from genai_runner.backends.base import LoadOptions, find_backend
 from genai_runner.probe import CASES, Case
 from genai_runner.probe.trial import attempt
 from genai_runner.probe.use import uses
@@ -31,14 +31,14 @@ def test_names_are_unique() -> None:
 
 @pytest.mark.parametrize("case", OWN, ids=lambda case: case.name)
 def test_the_reference_evaluator_gives_the_answer(case: Case) -> None:
-    verdict = attempt(case, find_backend("reference"), "cpu", "exact")
+    verdict = attempt(case, find_backend("reference"), LoadOptions())
     assert verdict.word == REFERENCE_LACKS.get(case.name, "right"), verdict.detail
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_onnx_runtime_gives_the_answer(case: Case) -> None:
     precision = "fast" if case.name in ORT_ROUNDS else "exact"
-    verdict = attempt(case, find_backend("onnxruntime"), "cpu", precision)
+    verdict = attempt(case, find_backend("onnxruntime"), LoadOptions(precision=precision))
     assert verdict.word == "right", verdict.detail
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from genai_bundle.errors import UsageError
+
 from ..backends.base import Backend, LoadOptions
 from .case import Case
 from .cases import CASES
@@ -44,7 +46,10 @@ def unfit(model: onnx.ModelProto, backend: Backend, options: LoadOptions) -> lis
     found = list(uses(model))
     present = {use.operator for use in found} | {ANY}
     cases = [case for case in CASES if case.operator in present and case.touches is not None]
-    table = support(backend, cases, device=options.device, precision=options.precision)
+    try:
+        table = support(backend, cases, options)
+    except UsageError:  # there is no such device: loading says it
+        return []
     return list(_findings(found, table, cases))
 
 

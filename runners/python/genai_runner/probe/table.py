@@ -19,7 +19,7 @@ from typing import Any
 
 from genai_bundle.errors import UsageError
 
-from ..backends.base import Backend, find_backend
+from ..backends.base import Backend, LoadOptions, find_backend
 from ..cache_folder import cache_folder
 from .case import Case
 from .cases import CASES
@@ -29,6 +29,9 @@ PATIENCE_S = 60.0
 """A case takes milliseconds; an engine that has not answered by then hangs."""
 
 FOLDER = "probe"
+HOW = ("device", "device_options", "cpu_fallback", "precision")
+"""The options of loading that a verdict depends on."""
+
 Report = Callable[[int, int], None]
 
 
@@ -57,51 +60,54 @@ def computes(backend: Backend) -> bool:
 def support(
     backend: Backend,
     cases: Sequence[Case] = CASES,
+    options: LoadOptions = LoadOptions(),  # noqa: B008  it is frozen
     *,
-    device: str = "cpu",
-    precision: str = "exact",
     refresh: bool = False,
     report: Report = lambda _done, _total: None,
 ) -> Table:
     """The verdicts of `cases` on a backend: those remembered, and the others by running them now.
 
-    Nothing is remembered of a backend that tells no version, nor of an object that is not the backend of its name.
+    Nothing is remembered of a backend that tells no version, nor of an object whose name finds no backend.
     `refresh` runs all of them again. `report` is called with the number of cases done and in all.
+    Raises UsageError where the backend knows no such device.
     """
     named = _is_named(backend)
-    file = _file(backend, device, precision) if named else None
+    how = {name: getattr(options, name) for name in HOW}
+    file = _file(backend, how) if named else None
     known = {} if refresh or file is None else _read(file)
     wanted = [case for case in cases if case.name not in known]
     if wanted:
-        runs = _in_process(wanted, backend, device, precision)
+        runs = _in_process(wanted, backend, LoadOptions(**how))
         if named and sys.executable:
-            runs = _in_worker([case.name for case in wanted], backend.name, device, precision)
+            runs = _in_worker([case.name for case in wanted], backend.name, how)
         for done, (name, verdict) in enumerate(runs, 1):
             known[name] = verdict
             report(done, len(wanted))
         if file is not None:
             _write(file, backend, known)
     chosen = {case.name: known[case.name] for case in cases if case.name in known}
-    return Table(backend.name, version_of(backend) or "unknown", device, precision, chosen)
+    return Table(backend.name, version_of(backend) or "unknown", options.device, options.precision, chosen)
 
 
 def _is_named(backend: Backend) -> bool:
+    """Whether its name finds a backend: then that one is tried, in its own process. Wrappers keep the name."""
     try:
-        return type(find_backend(backend.name)) is type(backend)
+        find_backend(backend.name)
     except UsageError:
         return False
+    return True
 
 
-def _in_process(cases: Sequence[Case], backend: Backend, device: str, precision: str) -> Iterator[tuple[str, Verdict]]:
+def _in_process(cases: Sequence[Case], backend: Backend, options: LoadOptions) -> Iterator[tuple[str, Verdict]]:
     for case in cases:
-        yield case.name, attempt(case, backend, device, precision)
+        yield case.name, attempt(case, backend, options)
 
 
-def _in_worker(cases: Sequence[str], backend: str, device: str, precision: str) -> Iterator[tuple[str, Verdict]]:
+def _in_worker(cases: Sequence[str], backend: str, how: Mapping[str, Any]) -> Iterator[tuple[str, Verdict]]:
     """Run cases in a process of their own; where one ends it, another process goes on with the next."""
     left = list(cases)
     while left:
-        asked = {"backend": backend, "device": device, "precision": precision, "cases": left}
+        asked = {"backend": backend, "options": how, "cases": left}
         for name, verdict in _lines(asked):
             left.remove(name)
             yield name, verdict
@@ -129,19 +135,22 @@ def _lines(asked: Mapping[str, Any]) -> Iterator[tuple[str, Verdict]]:
         for line in process.stdout:
             watch.cancel()
             answer = json.loads(line)
+            if "refused" in answer:
+                process.kill()
+                raise UsageError(answer["refused"], hint=answer["hint"])
             yield answer["case"], Verdict(answer["word"], answer["detail"])
             watch = threading.Timer(PATIENCE_S, process.kill)
             watch.start()
     watch.cancel()
 
 
-def _file(backend: Backend, device: str, precision: str) -> Path | None:
+def _file(backend: Backend, how: Mapping[str, Any]) -> Path | None:
     """Where the verdicts are remembered: a name that another version, machine or probe does not share."""
     folder, version = cache_folder(FOLDER), version_of(backend)
     if folder is None or version is None:
         return None
-    about = [backend.name, version, device, precision, platform.platform(), platform.processor(), _digest(backend)]
-    return folder / f"{backend.name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
+    about = [backend.name, version, how, platform.platform(), platform.processor(), _digest(backend)]
+    return folder / f"{backend.name}-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]}.json"
 
 
 def _digest(backend: Backend) -> str:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+
+from genai_bundle.errors import UsageError
 
 from ..backends.base import Backend, LoadOptions
 from .case import Case
@@ -25,20 +27,24 @@ class Verdict:
     detail: str = ""
 
 
-def attempt(case: Case, backend: Backend, device: str, precision: str) -> Verdict:
-    """Run the case, twice: what an engine keeps from a first run may spoil the second."""
+def attempt(case: Case, backend: Backend, options: LoadOptions) -> Verdict:
+    """Run the case, twice: what an engine keeps from a first run may spoil the second.
+
+    UsageError where the backend knows no such device.
+    """
     model = case.model()
     names = [port.name for port in model.graph.output]
-    options = LoadOptions(device=device, threads=THREADS, precision=precision)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = backend.load("probe", model.SerializeToString(), {}, options)
+            graph = backend.load("probe", model.SerializeToString(), {}, replace(options, threads=THREADS))
             for _ in range(2):
                 found = graph.run(case.feeds, names)
                 outputs = [np.asarray(graph.array(found[name])) for name in names]
-                if not case.is_right(outputs, precision):
+                if not case.is_right(outputs, options.precision):
                     return Verdict("wrong")
+    except UsageError:  # such a device is not here: nothing is found out
+        raise
     except Exception as error:  # an engine may raise anything
         return Verdict("missing", reason_of(error))
     return Verdict("right")

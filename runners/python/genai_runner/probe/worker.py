@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that a probe runs in: an engine that crashes takes only this one with it.
 
-It reads one JSON object from stdin (backend, device, precision, names of cases) and writes one line a case to stdout.
+It reads one JSON object from stdin (backend, how to load, names of cases) and writes one line a case to stdout.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 import sys
 from dataclasses import asdict
 
-from ..backends.base import find_backend
+from genai_bundle.errors import UsageError
+
+from ..backends.base import LoadOptions, find_backend
 from .cases import CASES
 from .trial import attempt
 
@@ -21,10 +23,14 @@ def main() -> None:
     os.dup2(2, 1)  # engines print what they like
     asked = json.load(sys.stdin)
     backend = find_backend(asked["backend"])
+    options = LoadOptions(**asked["options"])
     cases = {case.name: case for case in CASES}
     for name in asked["cases"]:
-        verdict = attempt(cases[name], backend, asked["device"], asked["precision"])
-        answers.write(json.dumps({"case": name, **asdict(verdict)}) + "\n")
+        try:
+            answer = {"case": name, **asdict(attempt(cases[name], backend, options))}
+        except UsageError as error:
+            answer = {"refused": error.message, "hint": error.hint}
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
