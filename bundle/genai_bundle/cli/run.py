@@ -27,6 +27,7 @@ Examples:
   genai-bundle run chat.genai "Who are you?" --adapter pirate
   genai-bundle run stories.genai "Once" --json --stats
   genai-bundle run stories.genai "Once" --device cuda --device-option device_id=1 --stats
+  genai-bundle run stories.genai --explain
   genai-bundle run vad.genai --input audio=@speech.wav --output speech=speech.npy
 """
 
@@ -82,7 +83,12 @@ def run(
     adapter: Annotated[
         str | None, typer.Option(metavar="NAME", help="Run with this one of the bundle's adapters.")
     ] = None,
-    backend: Annotated[str, typer.Option(metavar="NAME", help="The engine.")] = "onnxruntime",
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="The engine; 'auto': the fastest right one, measured once.")
+    ] = "onnxruntime",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Instead: measure what may run it, and say where each graph would run.")
+    ] = False,
     variant: Annotated[
         str, typer.Option(metavar="NAME", help="'auto': the best for the backend; 'portable'; or a variant's name.")
     ] = "auto",
@@ -122,17 +128,21 @@ def run(
     }  # fmt: skip
     began = time.perf_counter()
     targets = [values.split("--output", text) for text in outputs or ()]
-    with genai_runner.load(
-        file,
-        backend=backend,
-        device=device,
-        device_options=dict(values.split("--device-option", text) for text in device_option or ()),
-        cpu_fallback=allow_cpu_fallback,
-        variant=variant,
-        precision=precision,
-        threads=threads,
-        low_memory=low_memory,
-    ) as pipe:
+    settings: dict[str, Any] = {
+        "variant": variant,
+        "device": device,
+        "device_options": dict(values.split("--device-option", text) for text in device_option or ()),
+        "cpu_fallback": allow_cpu_fallback,
+        "precision": precision,
+        "threads": threads,
+        "low_memory": low_memory,
+    }
+    if explain:
+        from genai_bundle.cli.explain import explain as print_figures
+
+        print_figures(file, backend, settings, json=json)
+        return
+    with genai_runner.load(file, backend=backend, **settings) as pipe:
         load_s = time.perf_counter() - began
         manifest = pipe.manifest
         for name, _ in targets:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto
 
@@ -15,6 +16,7 @@ from genai_bundle.errors import BackendError, GenaiError, UsageError
 from genai_bundle.manifest import State, Variant
 from genai_bundle.ports import Ports, match_ports
 
+from . import choice
 from .adapters import read_adapters
 from .backends.base import Backend, LoadOptions, StatePort, find_backend
 from .cores import available_cores
@@ -43,7 +45,8 @@ def load(
 ) -> Pipeline:
     """Open a bundle (file or folder) and load its graphs.
 
-    backend: a name (`onnxruntime`, `reference`, `scripted`) or an object with the interface of backends/base.py.
+    backend: a name (`onnxruntime`, `reference`, `scripted`), an object with the interface of backends/base.py, or
+    "auto" for the fastest right one of those installed, see choice.py; `Pipeline.figures` then says why.
     device: a name that the backend knows; "cpu", and for onnxruntime those of providers.py where its package has them.
     device_options: settings of the device, from the backend's list. cpu_fallback: the device may leave operators that
     it lacks to the CPU.
@@ -60,6 +63,20 @@ def load(
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}, but it takes 1 or more")
     check_precision(precision)
+    settings: dict[str, Any] = {
+        "device": device,
+        "device_options": device_options,
+        "cpu_fallback": cpu_fallback,
+        "precision": precision,
+        "threads": threads or available_cores(),
+        "low_memory": low_memory,
+    }
+    if backend == AUTO:
+        found = choice.figures(path, load, variant=None if variant == AUTO else variant, **settings)
+        best = choice.chosen(found)
+        pipeline = load(path, best.backend, variant=best.variant, verify=verify, literal=literal, **settings)
+        pipeline.figures = tuple(found)
+        return pipeline
     bundle = open_bundle(path)
     try:
         if verify:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genai_bundle.bundle import Bundle
 from genai_bundle.errors import UsageError
@@ -29,6 +29,9 @@ from .sampling import OPTIONS, Options
 from .state import Group
 from .text import TextCodec
 from .values import Emission, Value, coerce
+
+if TYPE_CHECKING:
+    from .choice import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +155,14 @@ class Session:
 
 
 class Pipeline:
-    """A loaded bundle. Calls are independent of each other and may come from several threads."""
+    """A loaded bundle. Calls are independent of each other and may come from several threads.
+
+    `figures`: what was measured to choose the backend, where that was left to the runner.
+    """
 
     def __init__(self, bundle: Bundle, program: Program, backend: str) -> None:
         self.bundle, self.backend_name = bundle, backend
+        self.figures: tuple[Figure, ...] = ()
         self._program = program
 
     @property

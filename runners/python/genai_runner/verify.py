@@ -41,7 +41,7 @@ def run_tests(pipeline: Pipeline) -> Iterator[TestResult]:
     fast = any(place.precision == "fast" for place in pipeline.placements.values())
     for number, test in enumerate(pipeline.manifest.tests):
         name = test.name or f"tests[{number}]"
-        inputs = {key: _load(pipeline, value, key) for key, value in test.inputs.items()}
+        inputs = golden_inputs(pipeline, test)
         expected = {output: _load(pipeline, value, output) for output, value in test.outputs.items()}
         try:
             if fast and test.fast is not None:
@@ -53,6 +53,11 @@ def run_tests(pipeline: Pipeline) -> Iterator[TestResult]:
             continue
         for output, value in expected.items():
             yield _compare(name, output, pipeline.manifest.outputs[output], test.compare, value, outputs[output])
+
+
+def golden_inputs(pipeline: Pipeline, test: Test) -> dict[str, Value]:
+    """The request of a golden vector."""
+    return {key: _load(pipeline, value, key) for key, value in test.inputs.items()}
 
 
 def _run_fast(
