@@ -14,8 +14,6 @@ from genai_runner.probe.use import uses
 
 OWN = [case for case in CASES if not case.operator.startswith("com.microsoft.")]
 REFERENCE_LACKS = {
-    # Scan outputs are joined along their first axis instead of stacked (onnx 1.23).
-    "Loop: scan outputs": "wrong",
     # An operator that ONNX Runtime puts into the standard domain.
     "SimplifiedLayerNormalization": "missing",
 }

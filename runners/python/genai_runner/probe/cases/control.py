@@ -50,6 +50,11 @@ LOOPS = (
          f" y, all = Loop (n, on, x) <body = b ({LOOP}) => (bool on2, float[1,2] next, float[1,2] seen)"
          " { on2 = Identity (go) next = Add (held, held) seen = Identity (held) }> }",
          {"n": np.array(3), "x": START}, (START * 8, np.stack([START, START * 2, START * 4])), collects),
+    Case("Loop", "scan outputs that are scalars",
+         "g (int64 n, int64 x) => (int64 y, int64[T] all) <bool on = {1}> {"
+         " y, all = Loop (n, on, x) <body = b (int64 i, bool go, int64 held) => (bool on2, int64 next, int64 seen)"
+         " { on2 = Identity (go) next = Add (held, held) seen = Identity (i) }> }",
+         {"n": np.array(3), "x": np.array(5)}, (np.array(40), np.array([0, 1, 2])), collects),
     Case("Scan", "",
          "g (float[1,2] x, float[T,2] steps) => (float[1,2] y, float[T,1,2] all) {"
          " y, all = Scan (x, steps) <num_scan_inputs = 1, body = b (float[1,2] held, float[2] step)"
