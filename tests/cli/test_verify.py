@@ -46,6 +46,54 @@ def test_all_backends_say_what_is_not_installed(bundle: Path) -> None:
     assert not [row for row in found if row[0] in ("scripted", "base")]
 
 
+def test_all_backends_run_both_forms_of_the_container(bundle: Path, tmp_path: Path) -> None:
+    assert command("unpack", bundle, tmp_path / "folder").code == 0
+    for given in (bundle, tmp_path / "folder"):
+        done = command("verify", given, "--backend", "all", "--json")
+        rows = [(row["form"], row["backend"], row["variant"], row["status"]) for row in done.json["checks"]]
+        for form in ("file", "folder"):
+            for backend, variant in (
+                ("onnxruntime", "portable"),
+                ("onnxruntime", "ort-cpu"),
+                ("reference", "portable"),
+            ):
+                assert (form, backend, variant, "ok") in rows
+        assert [row["detail"] for row in done.json["checks"] if row["check"] == "other form"] == ["the same id"]
+
+
+def test_forms_are_a_choice(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forms(*options: str) -> set[str]:
+        return {row["form"] for row in command("verify", bundle, "--json", *options).json["checks"] if row["backend"]}
+
+    assert forms() == {"file"}
+    assert forms("--forms", "both") == {"file", "folder"}
+    assert forms("--backend", "all", "--forms", "given") == {"file"}
+    monkeypatch.setattr("genai_bundle.cli.verify.LARGE", 10)
+    done = command("verify", bundle, "--backend", "all")
+    assert (done.code, "--forms both makes it" in " ".join(done.out.split())) == (0, True)
+    assert forms("--backend", "all") == {"file"}
+    assert command("verify", bundle, "--forms", "all").code == 2
+
+
+def test_a_variant_of_another_device_is_not_run(tmp_path: Path) -> None:
+    variant = {"name": "gpu", "when": {"backend": "onnxruntime", "device": "cuda"}, "file": "decoder.ort-cpu.onnx"}
+    path = talker(tmp_path / "x.genai", graphs={"decoder": {"file": "decoder.onnx", "variants": [variant]}})
+    assert golden(command("verify", path, "--json")) == [("onnxruntime", "portable", "ok")]
+    assert command("verify", path, "--device", "cuda").code == 5
+    done = command("verify", path, "--device", "cuda", "--backend", "all")
+    assert (done.code, "no installed backend ran them" in done.out) == (5, True)
+
+
+def test_fast_arithmetic_has_bounds_of_its_own(tmp_path: Path) -> None:
+    """The second id is not the best one: its score is some way below."""
+    test = {"name": "near", "in": {"prompt": "five"}, "out": {"tokens": [[6, 5]]}, "compare": "tokens"}
+    for bound, code in ((2.0, 0), (0.001, 4)):
+        path = talker(tmp_path / f"{bound}.genai", tests=[test | {"fast": bound}])
+        assert command("verify", path).code == 4
+        assert command("verify", path, "--precision", "fast").code == code
+    assert command("verify", path, "--precision", "quick").code == 2
+
+
 def test_one_variant(bundle: Path) -> None:
     found = golden(command("verify", bundle, "--variant", "ort-cpu", "--backend", "all", "--json"))
     assert ("onnxruntime", "ort-cpu", "ok") in found

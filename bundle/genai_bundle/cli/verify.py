@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -20,25 +21,44 @@ EXAMPLES = """\b
 Examples:
   genai-bundle verify tiny-stories.genai
   genai-bundle verify tiny-stories.genai --backend all
+  genai-bundle verify tiny-stories.genai --precision fast
   genai-bundle verify tiny-stories.genai --backend reference --variant portable --json
 """
 
-PORTABLE = "portable"
+PORTABLE, ALL = "portable", "all"
+
+LARGE = 2 * 10**9
+"""Bytes of a bundle that is not copied into its other form unasked."""
 
 Status = Literal["ok", "FAILED", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report. `difference`: the largest |got - expected| of a golden vector, where it has one."""
+    """One line of the report.
+
+    form: the container's, "file" or "folder", of a golden vector. difference: its largest |got - expected|, where it
+    has one; of ids in fast arithmetic, how far the score of one is below the best.
+    """
 
     check: str
     status: Status
     detail: str = ""
     backend: str | None = None
     variant: str | None = None
+    form: str | None = None
     difference: float | None = None
     exit_code: int = 0
+
+
+class Asked(NamedTuple):
+    """What to run the golden vectors on."""
+
+    backend: str
+    variant: str | None
+    device: str
+    precision: str
+    forms: str | None
 
 
 def register(app: typer.Typer) -> None:
@@ -55,9 +75,17 @@ def verify(
         str | None,
         typer.Option(metavar="NAME", help="Only this variant, or 'portable'; by default all for the backend."),
     ] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="Where the backend computes.")] = "cpu",
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="'exact', or 'fast': held to the bounds that the bundle has for it.")
     ] = "exact",
+    forms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="'given', or 'both': file and folder; by default both with --backend all, up to 2 GB.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a bundle: schema, digests, graph rules, then its golden vectors on every variant.
@@ -65,15 +93,23 @@ def verify(
     Exit code 0: all is well; 3: the bundle is invalid; 4: a golden vector gave another result; 5: a backend failed.
     """
     from genai_bundle.cli import console
+    from genai_runner.placement import check_precision
 
+    check_precision(precision)
+    if forms not in (None, "given", "both"):
+        raise UsageError(f"there is no choice {forms!r} of forms", where="--forms", hint="'given' or 'both'")
     checks: list[Check] = []
     try:
-        for check in _checks(file, backend, variant, precision):
+        for check in _checks(file, Asked(backend, variant, device, precision, forms)):
             checks.append(check)
     except InvalidBundle as error:
         if not json:
             raise
         checks.append(Check("bundle", "FAILED", str(error), exit_code=error.exit_code))
+    vectors = [check for check in checks if check.backend is not None]
+    if vectors and all(check.status == "skipped" for check in vectors):
+        detail = "no installed backend ran them"
+        checks.append(Check("golden vectors", "FAILED", detail, exit_code=BackendError.exit_code))
     # A wrong result weighs more than a backend that could not run: it says something about the bundle.
     code = min((check.exit_code for check in checks if check.exit_code), default=0)
     if json:
@@ -85,14 +121,14 @@ def verify(
         raise typer.Exit(code)
 
 
-def _checks(file: Path, backend: str, variant: str | None, precision: str) -> Iterator[Check]:
+def _checks(file: Path, asked: Asked) -> Iterator[Check]:
     from genai_bundle.bundle import open_bundle
     from genai_bundle.cli.console import progress
+    from genai_runner.backends.base import engine_names
 
     with open_bundle(file) as bundle:
         manifest = bundle.manifest
-        backends = _backends(backend)
-        _check_variant(manifest, variant)
+        _check_variant(manifest, asked.variant)
         yield Check("container", "ok", f"{bundle.form} form, {len(manifest.files)} members")
         yield _schema_check(bundle)
         yield Check("pipeline", "ok", f"{len(manifest.inputs)} inputs, {len(manifest.outputs)} outputs")
@@ -100,11 +136,41 @@ def _checks(file: Path, backend: str, variant: str | None, precision: str) -> It
         with progress("checking digests") as report:
             bundle.verify(report)
         yield Check("digests", "ok", "the bytes of every member")
-    if not manifest.tests:
-        yield Check("golden vectors", "skipped", "the bundle has none: nothing was run")
+        if not manifest.tests:
+            yield Check("golden vectors", "skipped", "the bundle has none: nothing was run")
+            return
+        backends = engine_names() if asked.backend == ALL else [asked.backend]
+        for name in backends:
+            yield from _golden(file, bundle, name, asked)
+        if asked.forms == "both" or (asked.forms is None and asked.backend == ALL):
+            yield from _in_the_other_form(bundle, backends, asked)
+
+
+def _in_the_other_form(bundle: Bundle, backends: Sequence[str], asked: Asked) -> Iterator[Check]:
+    """The same golden vectors on the bundle as a folder where it is a file, or the other way, in a temporary folder."""
+    from genai_bundle.bundle import open_bundle
+    from genai_bundle.cli.copying import checked_parts
+    from genai_bundle.writer import write_bundle, write_folder
+
+    other = "folder" if bundle.form == "file" else "file"
+    size = sum(entry.size for entry in bundle.manifest.files.values())
+    if size > LARGE and asked.forms is None:
+        way = "unpack" if other == "folder" else "pack"
+        detail = f"a copy takes {size / 1e9:.1f} GB: --forms both makes it in TMPDIR, or {way} it and verify that"
+        yield Check("other form", "skipped", detail, form=other)
         return
-    for name in backends:
-        yield from _golden(file, manifest, name, variant, precision, asked=backend != "all")
+    with TemporaryDirectory(prefix="genai-bundle-") as scratch:
+        copy = Path(scratch) / "bundle.genai"
+        write = write_folder if other == "folder" else write_bundle
+        manifest, members = checked_parts(bundle)
+        write(copy, manifest, members)
+        with open_bundle(copy) as again:
+            same = again.id == bundle.id
+            detail = "the same id" if same else f"the id is {again.id}, not {bundle.id}"
+            code = 0 if same else VerificationError.exit_code
+            yield Check("other form", "ok" if same else "FAILED", detail, form=other, exit_code=code)
+            for name in backends:
+                yield from _golden(copy, again, name, asked)
 
 
 def _schema_check(bundle: Bundle) -> Check:
@@ -125,46 +191,35 @@ def _schema_check(bundle: Bundle) -> Check:
     return Check("schema", "FAILED", f"{error.json_path}: {error.message}", exit_code=InvalidBundle.exit_code)
 
 
-def _backends(asked: str) -> list[str]:
-    from genai_runner.backends.base import engine_names
-
-    return [asked] if asked != "all" else engine_names()
-
-
 def _check_variant(manifest: Manifest, asked: str | None) -> None:
     known = [PORTABLE, *dict.fromkeys(variant.name for graph in manifest.graphs.values() for variant in graph.variants)]
     if asked is not None and asked not in known:
         raise UsageError(f"'{manifest.name}' has no variant {asked!r}", hint=f"It has: {', '.join(known)}")
 
 
-def _variants(manifest: Manifest, backend: str, asked: str | None) -> list[str]:
-    """What to run on a backend: the portable graphs, then each variant that is made for it."""
-    made = (variant for graph in manifest.graphs.values() for variant in graph.variants)
-    names = [PORTABLE, *dict.fromkeys(variant.name for variant in made if variant.when.get("backend") == backend)]
-    return names if asked is None else [name for name in names if name == asked]
-
-
-def _golden(
-    file: Path, manifest: Manifest, backend: str, variant: str | None, precision: str, *, asked: bool
-) -> Iterator[Check]:
-    """The golden vectors on one backend. `asked`: it was named, so that its absence is an error."""
+def _golden(file: Path, bundle: Bundle, backend: str, asked: Asked) -> Iterator[Check]:
+    """The golden vectors on one backend. That it is missing is an error where it was named."""
     from genai_runner.backends.base import find_backend
+    from genai_runner.choice import forms
 
     try:
         find_backend(backend)
     except UsageError as error:
-        if asked:
+        if asked.backend != ALL:
             raise
-        yield Check("golden vectors", "skipped", error.message, backend=backend)
+        yield Check("golden vectors", "skipped", error.message, backend=backend, form=bundle.form)
         return
-    chosen = _variants(manifest, backend, variant)
+    made = forms(bundle.manifest, backend, asked.device)
+    chosen = [name for name in made if asked.variant in (None, name)]
     if not chosen:
-        yield Check("golden vectors", "skipped", f"variant {variant!r} is not made for it", backend=backend)
+        detail = f"variant {asked.variant!r} is not made for it"
+        yield Check("golden vectors", "skipped", detail, backend=backend, form=bundle.form)
     for name in chosen:
-        yield from _golden_on(file, backend, name, precision)
+        for check in _golden_on(file, backend, name, asked):
+            yield replace(check, form=bundle.form)
 
 
-def _golden_on(file: Path, backend: str, variant: str, precision: str) -> Iterator[Check]:
+def _golden_on(file: Path, backend: str, variant: str, asked: Asked) -> Iterator[Check]:
     import genai_runner
     from genai_bundle.cli.console import phases
     from genai_runner.verify import run_tests
@@ -172,10 +227,16 @@ def _golden_on(file: Path, backend: str, variant: str, precision: str) -> Iterat
     try:
         with (
             phases(f"golden vectors on {backend}, {variant}"),
-            genai_runner.load(file, backend=backend, variant=variant, precision=precision) as pipe,
+            genai_runner.load(
+                file, backend=backend, variant=variant, device=asked.device, precision=asked.precision
+            ) as pipe,
         ):
             results = list(run_tests(pipe))
+            moved = [f"{name}: {place}" for name, place in pipe.placements.items() if place.reason]
     except (BackendError, UsageError) as error:
+        if isinstance(error, UsageError) and asked.backend == ALL:  # it does not have the device
+            yield Check("golden vectors", "skipped", error.message, backend=backend, variant=variant)
+            return
         code = BackendError.exit_code
         yield Check("golden vectors", "FAILED", str(error), backend=backend, variant=variant, exit_code=code)
         return
@@ -183,7 +244,7 @@ def _golden_on(file: Path, backend: str, variant: str, precision: str) -> Iterat
         yield Check(
             f"{result.name}: {result.output}",
             "ok" if result.passed else "FAILED",
-            result.detail,
+            "; ".join([*([result.detail] if result.detail else []), *moved]),
             backend=backend,
             variant=variant,
             difference=result.difference,
@@ -197,10 +258,11 @@ def _print(checks: Sequence[Check]) -> None:
     from genai_bundle.cli import console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("check", "backend", "variant", "result", "largest diff"):
+    for title in ("check", "form", "backend", "variant", "result", "largest diff"):
         table.add_column(title, no_wrap=True)
     table.add_column("detail", overflow="fold")
     for check in checks:
         difference = "" if check.difference is None else f"{check.difference:.3g}"
-        table.add_row(check.check, check.backend or "", check.variant or "", check.status, difference, check.detail)
+        place = (check.form or "", check.backend or "", check.variant or "")
+        table.add_row(check.check, *place, check.status, difference, check.detail)
     console.stdout().print(table)
