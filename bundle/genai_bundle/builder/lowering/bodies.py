@@ -6,14 +6,19 @@ Such are LinearAttention, CausalConvWithState, SwiGLU, FlexAttention and whateve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import onnx
-import onnx.inliner
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from genai_bundle.builder.lowering.opset import NEWEST
 from genai_bundle.builder.lowering.writer import UnfitError, Values, Writer
 
 PREVIEW = "ai.onnx.preview"
+
+_DOMAIN = "lowered"
 
 
 def applies(node: ir.Node, model: ir.Model) -> bool:
@@ -31,39 +36,56 @@ def applies(node: ir.Node, model: ir.Model) -> bool:
 
 
 def rewrite(node: ir.Node, write: Writer) -> Values:
-    """The body, inlined by ONNX from a model of this node alone."""
-    version = write.model.opset_imports[""]
-    sets = [onnx.helper.make_opsetid("", max(version, NEWEST))]
-    sets += [onnx.helper.make_opsetid(PREVIEW, 1)] if node.domain == PREVIEW else []
+    """The body, as a function of a model of this node alone, inlined."""
     inputs = {f"in.{index}": value for index, value in enumerate(node.inputs) if value is not None}
     proto = ir.to_proto(node)
     del proto.input[:], proto.output[:]
     proto.input.extend(f"in.{index}" if value is not None else "" for index, value in enumerate(node.inputs))
     proto.output.extend(f"out.{value.index()}" if value.name else "" for value in node.outputs)
-    graph = onnx.helper.make_graph(
-        [proto],
-        "one",
-        [onnx.ValueInfoProto(name=name, type=_type(value)) for name, value in inputs.items()],
-        [onnx.ValueInfoProto(name=name) for name in proto.output if name],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=sets, ir_version=write.model.ir_version)
-    names = [(node.domain, node.op_type)]
-    inlined = ir.from_proto(onnx.inliner.inline_selected_functions(model, names, inline_schema_functions=True))
-    made = list(inlined.graph)
-    if any((one.domain, one.op_type) == names[0] for one in made):
-        raise UnfitError("ONNX gives no body for it in this form")
-    results: list[ir.Value | None] = []
-    outputs = {str(value.name): value for value in inlined.graph.outputs}
-    for value in node.outputs:
-        results.append(outputs.get(f"out.{value.index()}"))
-    ports = list(inlined.graph.inputs)
-    inlined.graph.outputs.clear()
-    inlined.graph.remove(made)
+    model = _model(proto, _function(node, proto, write.model), inputs)
+    found = ir.from_proto(model)
+    common.InlinePass()(found)
+    made, outputs = list(found.graph), {str(value.name): value for value in found.graph.outputs}
+    ports = list(found.graph.inputs)
+    found.graph.outputs.clear()
+    found.graph.remove(made)
     for port in ports:
         ir.convenience.replace_all_uses_with(port, inputs[str(port.name)])
     for one in made:
         write.add(one)
-    return results
+    return [outputs.get(f"out.{value.index()}") for value in node.outputs]
+
+
+def _function(node: ir.Node, proto: onnx.NodeProto, model: ir.Model) -> onnx.FunctionProto:
+    """The schema's body, which may hang on the node's attributes and on the types of what it is given."""
+    schema: Any = _schema(node, model)
+    if not schema.has_context_dependent_function:
+        found = schema.function_body
+    else:
+        types = [_type(value) if value is not None else onnx.TypeProto() for value in node.inputs]
+        raw = schema.get_context_dependent_function(
+            proto.SerializeToString(), [one.SerializeToString() for one in types]
+        )
+        if not raw:
+            raise UnfitError("ONNX gives no body for it in this form")
+        found = onnx.FunctionProto.FromString(raw)
+    function: onnx.FunctionProto = onnx.FunctionProto.FromString(found.SerializeToString())
+    function.domain, function.name = _DOMAIN, node.op_type
+    return function
+
+
+def _model(proto: onnx.NodeProto, function: onnx.FunctionProto, inputs: Mapping[str, ir.Value]) -> onnx.ModelProto:
+    call = onnx.NodeProto.FromString(proto.SerializeToString())
+    call.domain = _DOMAIN
+    for attribute in [one for one in call.attribute if one.HasField("g") or one.name not in function.attribute]:
+        call.attribute.remove(attribute)  # a body has such graphs in it
+        if attribute.name in function.attribute:
+            function.attribute.remove(attribute.name)
+    given = [onnx.ValueInfoProto(name=name, type=_type(value)) for name, value in inputs.items()]
+    results = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+    graph = onnx.helper.make_graph([call], "one", given, results)
+    sets = [*(one for one in function.opset_import if one.domain != _DOMAIN), onnx.helper.make_opsetid(_DOMAIN, 1)]
+    return onnx.helper.make_model(graph, functions=[function], opset_imports=sets)
 
 
 def _type(value: ir.Value) -> onnx.TypeProto:

@@ -31,7 +31,7 @@ class Writer:
     def __init__(self, node: ir.Node, model: ir.Model) -> None:
         self.node, self.model = node, model
         self.nodes: list[ir.Node] = []
-        self._prefix = node.name or node.op_type
+        self.prefix = node.name or node.op_type
 
     def __call__(self, op_type: str, *inputs: Operand, **attributes: Any) -> ir.Value:
         return self.several(op_type, 1, *inputs, **attributes)[0]
@@ -46,7 +46,7 @@ class Writer:
     def add(self, node: ir.Node) -> None:
         """Take a node that was made elsewhere."""
         number = len(self.nodes)
-        node.name = f"{self._prefix}.{number}/{node.op_type}"
+        node.name = f"{self.prefix}.{number}/{node.op_type}"
         for value in node.outputs:
             if value.name != "":
                 value.name = f"{node.name}:{value.index()}" if value.index() else node.name
