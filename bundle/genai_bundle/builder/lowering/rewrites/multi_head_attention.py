@@ -7,17 +7,8 @@ from math import sqrt
 
 import onnx_ir as ir
 
-from genai_bundle.builder.lowering.attention import (
-    Scores,
-    attend,
-    count_to,
-    in_window,
-    join_heads,
-    length_of,
-    masked,
-    split_heads,
-)
-from genai_bundle.builder.lowering.rewrites.contrib_attention import padding
+from genai_bundle.builder.lowering.attention import Scores, attend, join_heads, length_of, split_heads
+from genai_bundle.builder.lowering.rewrites.contrib_attention import score_bias
 from genai_bundle.builder.lowering.writer import UnfitError, Values, Writer, given, must, rank_of, size_of
 
 OPERATORS = {("com.microsoft", "MultiHeadAttention")}
@@ -35,16 +26,7 @@ def rewrite(node: ir.Node, write: Writer) -> Values:
     size, width = size_of(query, 3), size_of(value, 3)
     if size is None or width is None:
         raise UnfitError("the size of its heads is unknown")
-    bias = given(node, 5)
-    if (mask := given(node, 4)) is not None:
-        hidden = padding(write, mask, node.attributes.get_float("mask_filter_value", -10000.0), query)
-        bias = hidden if bias is None else write("Add", hidden, bias)
-    if node.attributes.get_int("unidirectional", 0):
-        places = count_to(write, length_of(write, query, 2))
-        places = write("Unsqueeze", places if held is None else write("Add", places, held), [1])
-        keys = write("Unsqueeze", count_to(write, length_of(write, key, 2)), [0])
-        causal = masked(write, in_window(write, places, keys, 0), query)
-        bias = causal if bias is None else write("Min", causal, bias)
+    bias = score_bias(node, write, query, held, length_of(write, key, 2), mask=4, more=5)
     scale = node.attributes.get_float("scale", 0.0) or 1 / sqrt(size)
     result = attend(write, query, key, value, Scores(scale, bias=bias))
     return join_heads(write, result, heads * width), key, value
