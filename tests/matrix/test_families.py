@@ -22,7 +22,7 @@ from families import FAMILIES
 from matrix.table import Cell, Row, read_verdicts, write
 from matrix.tokens import token_differences
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.openvino]
 optional("torch", "torch")
 
 from genai_bundle.builder import kinds  # noqa: E402
