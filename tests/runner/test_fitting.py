@@ -57,12 +57,12 @@ def shrinker(target: Path, *, loop: bool = False) -> Path:
     return bundle(target, {"shrink": RESIZE}, {"inputs": {"picture": BOX}, "outputs": outputs, "steps": steps})
 
 
-def looker(target: Path, default: str, **variants: str) -> Path:
-    """A graph with state: its default form, and variants for the careless backend."""
+def looker(target: Path, default: str, *, backend: str = "careless", **variants: str) -> Path:
+    """A graph with state: its default form, and variants for a backend."""
     members = {f"look.{name}.onnx": model(text, "") for name, text in variants.items()}
     entry = {
         "file": "look.onnx",
-        "variants": [{"name": name, "when": {"backend": "careless"}, "file": f"look.{name}.onnx"} for name in variants],
+        "variants": [{"name": name, "when": {"backend": backend}, "file": f"look.{name}.onnx"} for name in variants],
     }
     manifest = {
         "graphs": {"look": entry},

@@ -18,6 +18,11 @@ REFERENCE_LACKS = {
     "SimplifiedLayerNormalization": "missing",
 }
 
+ORT_LACKS = {
+    # It asks for a row for each query (1.32).
+    "Attention: attn_mask of one row for all queries": "missing",
+}
+
 
 def test_names_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES) > 100
@@ -32,7 +37,7 @@ def test_the_reference_evaluator_gives_the_answer(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_onnx_runtime_gives_the_answer(case: Case) -> None:
     verdict = attempt(case, find_backend("onnxruntime"), LoadOptions())
-    assert verdict.word == "right", verdict.detail
+    assert verdict.word == ORT_LACKS.get(case.name, "right"), verdict.detail
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.touches], ids=lambda case: case.name)
