@@ -119,7 +119,7 @@ def run(
 ) -> None:
     """Run a bundle: give it a prompt (or its other inputs) and print what it generates."""
     import genai_runner
-    from genai_bundle.cli import values
+    from genai_bundle.cli import console, values
     from genai_bundle.records import ADAPTER
 
     options = {
@@ -142,7 +142,9 @@ def run(
 
         print_figures(file, backend, settings, json=json)
         return
-    with genai_runner.load(file, backend=backend, **settings) as pipe:
+    with console.phases("loading"):  # the first time, what the engine computes is tried
+        loaded = genai_runner.load(file, backend=backend, **settings)
+    with loaded as pipe:
         load_s = time.perf_counter() - began
         manifest = pipe.manifest
         for name, _ in targets:

@@ -86,11 +86,6 @@ def flat(use: Use) -> bool:
     return use.attribute("q_num_heads") is not None
 
 
-def one_row(use: Use) -> bool:
-    mask, query = use.has(3) and use.shape(3), use.shape(0)
-    return bool(mask and len(mask) > 1 and mask[-2] == 1 and not (query and query[-2] == 1))
-
-
 def mask_type(use: Use, boolean: bool) -> bool:
     return use.has(3) and use.dtype(3) in (None, 9) if boolean else use.has(3) and use.dtype(3) != 9
 
@@ -108,7 +103,7 @@ ATTENTION = (
     Case("Attention", "attn_mask of one row for all queries",
          "g (float[1,4,N,8] q, float[1,4,M,8] k, float[1,4,M,8] v, bool[1,M] m) => (float[1,4,N,8] y)"
          "{ y = Attention (q, k, v, m) }",
-         {**QKV, "m": MASK[1:2]}, (attend(Q, K, V, MASK[1:2]),), one_row),
+         {**QKV, "m": MASK[1:2]}, (attend(Q, K, V, MASK[1:2]),), None),
     Case("Attention", "attn_mask and is_causal", f"g {MASKED} {{ y = Attention <is_causal = 1> (q, k, v, m) }}",
          {**QKV, "m": MASK}, (attend(Q, K, V, CAUSAL),), lambda use: is_causal(use) and use.has(3)),
     Case("Attention", "grouped heads",
