@@ -191,6 +191,53 @@ def test_contrib_domain_is_required_of_readers(build: Build) -> None:
         assert bundle.manifest.requires == ("domain:com.microsoft",)
 
 
+BUFFER = """
+name: buffer
+graphs:
+  g:
+    onnx: |
+      <ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
+      g (float[1,S,8] x, int32[1] last, int32 total, float[1,1,P,8] past_k, float[1,1,P,8] past_v)
+         => (float[1,S,8] y, float[1,1,T,8] now_k, float[1,1,T,8] now_v) {
+        y, now_k, now_v = com.microsoft.GroupQueryAttention <num_heads = 1, kv_num_heads = 1>
+          (x, x, x, past_k, past_v, last, total)
+      }
+inputs: {x: "f32[1,2,8]"}
+outputs: {y: "f32[1,2,8]"}
+state: {kv: {graph: g, ports: {past_k: now_k, past_v: now_v}, update: shared, axis: 2, capacity: 8, tokens: x}}
+steps:
+- run: g
+  in: {x: x, last: kv.last, total: kv.total}
+  out: {y: seen}
+- emit: {y: seen}
+tests:
+- in: {x: [[[1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]]]}
+  out: {y: [[[1, 0, 0, 0, 0, 0, 0, 0], [0.5, 0, 0, 0, 0, 0, 0, 0]]]}
+  compare: {abs: 1.0e-6}
+"""
+
+
+def test_a_graph_for_one_engine_gets_a_portable_form(build: Build) -> None:
+    """Where the recipe has tests, and does not ask for the engine's domain."""
+    path = build(BUFFER)
+    with open_bundle(path) as bundle:
+        manifest = bundle.manifest
+        [variant] = manifest.graphs["g"].variants
+        assert (manifest.requires, variant.name, dict(variant.when)) == ((), "ort", {"backend": "onnxruntime"})
+        assert manifest.state["kv"].update == "append"
+        assert manifest.state["kv"].override(variant.state["kv"]).update == "shared"
+    for backend, form in (("onnxruntime", "auto"), ("onnxruntime", "portable"), ("reference", "auto")):
+        with genai_runner.load(path, backend, variant=form) as pipeline:
+            found = pipeline(x=np.eye(8, dtype=np.float32)[None, :2]).outputs["y"]
+            assert found[0, 0].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_what_a_recipe_requires_stays(build: Build) -> None:
+    with open_bundle(build(BUFFER + 'requires: ["domain:com.microsoft"]\n')) as bundle:
+        assert bundle.manifest.graphs["g"].variants == ()
+        assert bundle.manifest.state["kv"].update == "shared"
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 

@@ -96,6 +96,30 @@ def test_b6_nothing_of_the_machine_is_in_a_bundle(tmp_path: Path) -> None:
         assert "source" not in json.loads(bundle.read("manifest.json"))
 
 
+def test_b8_a_form_that_differs_is_not_a_default_graph(tmp_path: Path) -> None:
+    from genai_bundle.builder.prove import source_graph
+    from genai_bundle.importers.forms import agreed
+    from genai_bundle.importers.graphs import SourceGraph, pack_graphs
+
+    def model(op: str, domain: str = "") -> onnx.ModelProto:
+        sets = '"": 23, "com.microsoft": 1'
+        return onnx.parser.parse_model(
+            f"<ir_version: 10, opset_import: [{sets}]> g (float[4] x) => (float[4] y) {{ y = {domain}{op} (x) }}"
+        )
+
+    file = tmp_path / "g.onnx"
+    onnx.save(model("Gelu", "com.microsoft."), file)
+    given = {"x": np.array([-1, 0, 1, 2], np.float32)}
+    for op, kept in (("Gelu", True), ("Relu", False)):
+        notes: list[str] = []
+        graph = SourceGraph("g", onnx.load(file), file, portable=model(op))
+        graph = agreed(graph, source_graph(file), source_graph, lambda run: [run(given)["y"]], notes)
+        entries, _, features = pack_graphs([graph])
+        names = [variant["name"] for variant in entries["g"].get("variants", ())]
+        assert (names, features) == ((["ort"], []) if kept else ([], ["domain:com.microsoft"]))
+        assert len(notes) == (0 if kept else 1)
+
+
 def test_b7_quantised_weights_are_there_once(tmp_path: Path) -> None:
     from genai_bundle.builder.options import BuildOptions
     from genai_bundle.builder.storage.spool import Spool

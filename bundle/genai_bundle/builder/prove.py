@@ -21,6 +21,7 @@ from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import GenaiError, ProofError, SourceError, UsageError
 from genai_bundle.manifest import Manifest
 from genai_bundle.ports import match_ports
+from genai_bundle.sanitize import MAX_OPSET, STANDARD
 from genai_runner import load
 from genai_runner.backends.base import LoadOptions, find_backend
 from genai_runner.cores import available_cores
@@ -150,14 +151,16 @@ def source_graph(
             tensor.ClearField("data_location")
             tensor.raw_data = bytes(weights[location][start : start + length])
     outputs = [value.name for value in model.graph.output]
+    newest = max((entry.version for entry in model.opset_import if entry.domain in STANDARD), default=0)
+    engine = "onnxruntime" if newest <= MAX_OPSET else "reference"
 
     def fail(error: Exception) -> SourceError:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return SourceError(f"onnxruntime cannot run the graph: {reason}", where=file.name)
+        return SourceError(f"{engine} cannot run the graph: {reason}", where=file.name)
 
     try:
         options = LoadOptions(threads=available_cores())
-        graph = find_backend("onnxruntime").load(file.stem, model.SerializeToString(), weights, options)
+        graph = find_backend(engine).load(file.stem, model.SerializeToString(), weights, options)
     except Exception as error:  # an engine may raise anything
         raise fail(error) from error
 

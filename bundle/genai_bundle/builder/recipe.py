@@ -18,6 +18,7 @@ from jsonschema.exceptions import best_match
 from genai_bundle import FORMAT_VERSION
 from genai_bundle.builder.compact import parse_type
 from genai_bundle.builder.graph_files import adapter_member, pack_graph, parse_text, read_file, used
+from genai_bundle.builder.portable_form import ORT, lowered, original_variant
 from genai_bundle.builder.recipe_file import RecipeFile, read_recipe_file
 from genai_bundle.builder.report import Report
 from genai_bundle.bundle import open_bundle
@@ -47,7 +48,7 @@ def build_recipe(
     tell = progress or (lambda _: None)
     tell("reading graphs")
     try:
-        manifest, members = assemble(source, details or {})
+        manifest, members = assemble(source, details or {}, tell)
 
         def prove(path: Path) -> None:
             from genai_bundle.builder.prove import prove_tests  # late: brings the runner and its engines
@@ -64,7 +65,9 @@ def build_recipe(
         raise
 
 
-def assemble(source: RecipeFile, details: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Source]]:
+def assemble(
+    source: RecipeFile, details: Mapping[str, str], tell: Progress = lambda _: None
+) -> tuple[dict[str, Any], dict[str, Source]]:
     """The manifest without `files`, and the members. Raises SourceError."""
     check_shape(source)
     manifest: dict[str, Any] = {"format": FORMAT_VERSION, **copy.deepcopy(dict(source.document)), **details}
@@ -75,7 +78,7 @@ def assemble(source: RecipeFile, details: Mapping[str, str]) -> tuple[dict[str, 
                 manifest[section][name] = _expand(source, declared, f"{section}.{name}")
     defaults: list[onnx.ModelProto] = []
     for name, entry in manifest.setdefault("graphs", {}).items():
-        manifest["graphs"][name] = _graph(source, name, entry, members, defaults)
+        manifest["graphs"][name] = _graph(source, name, entry, members, defaults, manifest, tell)
     for name, adapter in manifest.get("adapters", {}).items():
         _adapter(source, name, adapter["graphs"], members)
     needs = [feature for feature in used(defaults) if feature not in manifest.get("requires", [])]
@@ -130,19 +133,32 @@ def _expand(source: RecipeFile, declared: str, where: str) -> dict[str, Any]:
 
 
 def _graph(
-    source: RecipeFile, name: str, entry: Any, members: dict[str, Source], defaults: list[onnx.ModelProto]
+    source: RecipeFile,
+    name: str,
+    entry: Any,
+    members: dict[str, Source],
+    defaults: list[onnx.ModelProto],
+    manifest: dict[str, Any],
+    tell: Progress,
 ) -> dict[str, Any]:
     """A graph's entry in the manifest; its files and shards join `members`, its default model `defaults`."""
     entry = {"file": entry} if isinstance(entry, str) else entry
     where = f"graphs.{name}"
     files = {f"{name}.onnx": _model(source, entry, where)}
-    defaults.append(files[f"{name}.onnx"][0])
+    model, folder, place = files[f"{name}.onnx"]
     expanded = {key: value for key, value in entry.items() if key != "onnx"} | {"file": f"{name}.onnx"}
+    taken = any(variant["name"] == ORT for variant in entry.get("variants", []))
+    portable = None if taken else lowered(name, model, folder, manifest, tell)
+    defaults.append(portable or model)
     for index, variant in enumerate(entry.get("variants", [])):
         file = f"{name}.{variant['name']}.onnx"
         files[file] = _model(source, variant, f"{where}.variants[{index}]")
         changed = {key: value for key, value in variant.items() if key != "onnx"} | {"file": file}
         expanded["variants"] = [*expanded["variants"][:index], changed, *expanded["variants"][index + 1 :]]
+    if portable is not None:
+        files |= {f"{name}.onnx": (portable, folder, place), f"{name}.{ORT}.onnx": (model, folder, place)}
+        original = original_variant(name, f"{name}.{ORT}.onnx", manifest.get("state", {}))
+        expanded["variants"] = [*expanded.get("variants", []), original]
     try:
         graphs, shards = pack_graph(name, files)
     except SourceError as error:

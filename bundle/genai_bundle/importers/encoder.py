@@ -14,8 +14,10 @@ from genai_bundle import FORMAT_VERSION
 from genai_bundle.importers import Assembled, Progress
 from genai_bundle.importers.assembling import bundle_name, external_files, source
 from genai_bundle.importers.foreign import Section, dropped_lines, settle
+from genai_bundle.importers.forms import agreed
 from genai_bundle.importers.graphs import SourceGraph, made_graph, pack_graphs
 from genai_bundle.importers.plain import Array, Run, engine_name, shaped
+from genai_bundle.importers.portable import with_portable
 from genai_bundle.importers.text import Text, check_vocabulary, read_text
 
 if TYPE_CHECKING:
@@ -149,16 +151,25 @@ def assemble_embedding(
     rows, room = config.get("vocab_size"), config.get("max_position_embeddings")
     check_vocabulary(text, rows if type(rows) is int else UNKNOWN, "vocab_size in config.json")
     dropped = settle(configs, allow_lossy=options.allow_lossy)
-    entries, members, features = pack_graphs(found.graphs)
+    notes = list(notes)
+    graphs = [with_portable(graph, notes) for graph in found.graphs]
+    pack_graphs(graphs)  # what a bundle may not hold is said before anything runs
     tell("running the source")
     run = source_graph(file)
+    asked = [(inputs, ids) for inputs, ids in text.prompts(UNKNOWN, room if type(room) is int else UNKNOWN)]
+
+    def vectors(graph: Run) -> list[Array]:
+        return [found.plain(ids, graph) for _, ids in asked]
+
+    graphs = [agreed(graph, run, source_graph, vectors, notes) for graph in graphs]
+    entries, members, features = pack_graphs(graphs)
     tests = [
         {
             "in": {"text": inputs["prompt"]},
-            "out": {"embedding": found.plain(ids, run).tolist()},
+            "out": {"embedding": vector.tolist()},
             "compare": dict(TOLERANCE),
         }
-        for inputs, ids in text.prompts(UNKNOWN, room if type(room) is int else UNKNOWN)
+        for (inputs, _), vector in zip(asked, vectors(run), strict=True)
     ]
     proof = {"reference": engine_name(), "max_abs": TOLERANCE["abs"], "checks": ["embeddings of whole texts"]}
     files = [*read, file, *external_files(found.graphs), *(path / name for name in text.assets.files)]

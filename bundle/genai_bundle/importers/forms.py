@@ -96,6 +96,23 @@ class Forms:
         return [step(list(ids)), *(step([token]) for token in tokens[:-1])]
 
 
+def agreed(
+    graph: SourceGraph, run: Run, load: Load, ask: Callable[[Run], Sequence[Array]], notes: list[str]
+) -> SourceGraph:
+    """A graph that is asked alone, without its portable form where that gives something else. ask: what it gives."""
+    if graph.file is None or graph.portable is None:
+        return graph
+    try:
+        far, allowed = gap(ask(run), ask(load(graph.file, graph.portable))), _allowed([graph])
+    except SourceError as error:
+        notes.append(f"the portable form of {graph.name} is not used: {error}")
+        return replace(graph, portable=None)
+    if far <= allowed:
+        return graph
+    notes.append(f"the portable form of {graph.name} is not used: it differs by {far:.2g}, and {allowed:g} is allowed")
+    return replace(graph, portable=None)
+
+
 def gap(first: Sequence[Array], second: Sequence[Array]) -> float:
     """The largest difference of a logit, relative to the largest logit or 1; infinite where one is no number."""
     found = [0.0]

@@ -15,14 +15,12 @@ from typing import Any
 import onnx
 
 from genai_bundle.builder.graph_files import pack_graph, parse_text, read_file, used
+from genai_bundle.builder.portable_form import ORT
 from genai_bundle.builder.shards import INLINE
 from genai_bundle.errors import GraphError, SourceError
 from genai_bundle.ports import Ports
 from genai_bundle.sanitize import MAX_OPSET, STANDARD, ports_of, sanitize
 from genai_bundle.writer import Shard, Source
-
-ORT = "ort"
-"""The variant that holds a graph as its source has it, where that needs ONNX Runtime."""
 
 
 @dataclass(frozen=True)

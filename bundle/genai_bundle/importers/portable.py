@@ -13,8 +13,9 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from genai_bundle.builder.lowering import lower, portable
+from genai_bundle.builder.portable_form import ORT
 from genai_bundle.importers.body import Body, Json
-from genai_bundle.importers.graphs import ORT, SourceGraph
+from genai_bundle.importers.graphs import SourceGraph
 
 
 def with_portable(graph: SourceGraph, notes: list[str]) -> SourceGraph:
