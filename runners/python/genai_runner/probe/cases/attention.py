@@ -18,15 +18,20 @@ def normal(*dims: int) -> Array:
     return _numbers.standard_normal(dims).astype(np.float32)
 
 
-def attend(q: Array, k: Array, v: Array, allowed: Any = True, bias: Any = 0.0, **how: float) -> Array:
-    """softmax(softcap(q k^T scale) + mask) v, [batch, heads, length, size]; key heads are repeated for groups."""
+def attend(
+    q: Array, k: Array, v: Array, allowed: Any = True, bias: Any = 0.0, sink: Any = -np.inf, **how: float
+) -> Array:
+    """softmax(softcap(q k^T scale) + mask) v, [batch, heads, length, size]; key heads are repeated for groups.
+
+    `sink`: the score of a key that every query sees besides, and whose value is zero.
+    """
     k, v = (np.repeat(array, q.shape[1] // array.shape[1], axis=1) for array in (k, v))
     scores = q @ k.swapaxes(2, 3) * how.get("scale", q.shape[-1] ** -0.5)
     if cap := how.get("softcap", 0.0):
         scores = cap * np.tanh(scores / cap)
-    scores = np.where(allowed, scores + bias, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.asarray(weights / weights.sum(-1, keepdims=True) @ v, np.float32)
+    weights = np.exp(np.where(allowed, scores + bias, -np.inf))
+    total = weights.sum(-1, keepdims=True) + np.exp(sink)
+    return np.asarray(weights / total @ v, np.float32)
 
 
 def causal(queries: int, keys: int) -> Array:
@@ -95,6 +100,10 @@ ATTENTION = (
          QKV, (attend(Q, K, V, scale=0.5),)),
     Case("Attention", "is_causal", f"g ({PORTS}) {GIVES} {{ y = Attention <is_causal = 1> (q, k, v) }}",
          QKV, (attend(Q, K, V, causal(5, 5)),), is_causal),
+    Case("Attention", "is_causal, fewer queries than keys: the first sees the first key",
+         "g (float[1,4,N,8] q, float[1,4,M,8] k, float[1,4,M,8] v) => (float[1,4,N,8] y)"
+         "{ y = Attention <is_causal = 1> (q, k, v) }",
+         {**QKV, "q": Q[:, :, :2]}, (attend(Q[:, :, :2], K, V, np.tril(np.ones((2, 5), bool))),), None),
     Case("Attention", "attn_mask bool", f"g {MASKED} {{ y = Attention (q, k, v, m) }}",
          {**QKV, "m": MASK}, (attend(Q, K, V, MASK),), lambda use: mask_type(use, True)),
     Case("Attention", "attn_mask float",

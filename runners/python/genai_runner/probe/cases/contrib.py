@@ -13,6 +13,7 @@ from .attention import COS, SIN, attend, causal, merge, normal, rotate, split
 DOMAIN = "com.microsoft"
 
 
+SINKS = np.array([0.5, -1.0, 2.0, 0.0], np.float32)
 WIDE_COS, WIDE_SIN = (np.concatenate([table, table[:, ::-1]], 1) for table in (COS, SIN))
 
 
@@ -20,7 +21,8 @@ def gqa(graph: str) -> str:
     """A run of one new token or more after `past`, four query heads over two key heads of size 16, as text."""
     return (
         "g (float[B,N,64] q, float[B,N,32] k, float[B,N,32] v, float[B,2,P,16] pk, float[B,2,P,16] pv, int32[B] last,"
-        " int32 total, float[16,8] c, float[16,8] s) => (float[B,N,64] y, float[B,2,T,16] nk, float[B,2,T,16] nv) {"
+        " int32 total, float[16,8] c, float[16,8] s, float[4] sink)"
+        " => (float[B,N,64] y, float[B,2,T,16] nk, float[B,2,T,16] nv) {"
         f"{graph} }}"
     )
 
@@ -31,29 +33,36 @@ def gqa_text(attributes: str = "", more: str = "") -> str:
     return gqa(f"y, nk, nv = com.microsoft.GroupQueryAttention <{heads}> ({given})")
 
 
-def gqa_feeds(batch: int = 1) -> dict[str, Array]:
-    rows = (normal(batch, 1, 64), normal(batch, 1, 32), normal(batch, 1, 32))
-    past = normal(batch, 2, 5, 16), normal(batch, 2, 5, 16)
+def gqa_feeds(batch: int = 1, held: int = 5, new: int = 1) -> dict[str, Array]:
+    rows = (normal(batch, new, 64), normal(batch, new, 32), normal(batch, new, 32))
+    past = normal(batch, 2, held, 16), normal(batch, 2, held, 16)
     return {
-        **dict(zip("qkv", rows, strict=True)), "pk": past[0], "pv": past[1],
-        "last": np.full(batch, 5, np.int32), "total": np.array(6, np.int32), "c": WIDE_COS, "s": WIDE_SIN,
+        **dict(zip("qkv", rows, strict=True)), "pk": past[0], "pv": past[1], "c": WIDE_COS, "s": WIDE_SIN,
+        "last": np.full(batch, held + new - 1, np.int32), "total": np.array(held + new, np.int32), "sink": SINKS,
     }  # fmt: skip
 
 
 def gqa_answer(
-    feeds: dict[str, Array], window: int | None = None, softcap: float = 0.0, rotary: bool = False
+    feeds: dict[str, Array],
+    window: int | None = None,
+    *,
+    softcap: float = 0.0,
+    rotary: bool = False,
+    sink: bool = False,
 ) -> tuple[Array, Array, Array]:
     q, k, v = split(feeds["q"], 4), split(feeds["k"], 2), split(feeds["v"], 2)
+    held, new = feeds["pk"].shape[2], q.shape[2]
     if rotary:
-        q, k = (rotate(x, WIDE_COS[5:6], WIDE_SIN[5:6]) for x in (q, k))
+        q, k = (rotate(x, WIDE_COS[held : held + new], WIDE_SIN[held : held + new]) for x in (q, k))
     keys, values = np.concatenate([feeds["pk"], k], 2), np.concatenate([feeds["pv"], v], 2)
-    allowed = causal(1, 6)
+    allowed = causal(new, held + new)
     if window is not None:
-        allowed = allowed & (np.arange(6) > 5 - window)
-    return merge(attend(q, keys, values, allowed, softcap=softcap)), keys, values
+        allowed = allowed & ~np.tril(allowed, held - window)
+    sinks = SINKS[:, None, None] if sink else -np.inf
+    return merge(attend(q, keys, values, allowed, sink=sinks, softcap=softcap)), keys, values
 
 
-ONE, TWO = gqa_feeds(), gqa_feeds(2)
+ONE, TWO, PROMPT = gqa_feeds(), gqa_feeds(2), gqa_feeds(held=0, new=6)
 
 
 def several(use: Use) -> bool:
@@ -65,12 +74,18 @@ def several(use: Use) -> bool:
 _GQA = f"{DOMAIN}.GroupQueryAttention"
 GROUPED = (
     Case(_GQA, "one sequence", gqa_text(), ONE, gqa_answer(ONE)),
+    Case(_GQA, "a prompt", gqa_text(), PROMPT, gqa_answer(PROMPT)),
     Case(_GQA, "several sequences", gqa_text().replace("B,", "2,").replace("[B]", "[2]"), TWO, gqa_answer(TWO),
          several),
     Case(_GQA, "softcap", gqa_text(", softcap = 0.5"), ONE, gqa_answer(ONE, softcap=0.5),
          lambda use: bool(use.attribute("softcap", 0.0))),
     Case(_GQA, "local_window_size", gqa_text(", local_window_size = 3"), ONE, gqa_answer(ONE, window=3),
          lambda use: use.attribute("local_window_size", -1) > 0),
+    Case(_GQA, "local_window_size, a prompt", gqa_text(", local_window_size = 3"), PROMPT, gqa_answer(PROMPT, window=3),
+         lambda use: use.attribute("local_window_size", -1) > 0),
+    Case(_GQA, "do_rotary, a prompt", gqa_text(", do_rotary = 1", ", c, s"), PROMPT, gqa_answer(PROMPT, rotary=True),
+         lambda use: bool(use.attribute("do_rotary", 0))),
+    Case(_GQA, "head_sink", gqa_text("", ", , , , , sink"), ONE, gqa_answer(ONE, sink=True), lambda use: use.has(11)),
     Case(_GQA, "do_rotary", gqa_text(", do_rotary = 1", ", c, s"), ONE, gqa_answer(ONE, rotary=True),
          lambda use: bool(use.attribute("do_rotary", 0))),
 )  # fmt: skip
@@ -134,18 +149,27 @@ def normed(x: Array, scale: Array, epsilon: float = 1e-5) -> Array:
 
 SCALE, SKIP, A, B = normal(64), normal(1, 3, 64), normal(1, 3, 64), normal(1, 64, 5)
 TURNED, PLACES = normal(1, 3, 32), np.array([[2, 3, 7]])
-TOKENS, ROUTES, UP, DOWN = normal(4, 8), normal(4, 3), normal(3, 12, 8), normal(3, 8, 12)
+TOKENS, ROUTES, UP, DOWN = normal(4, 32), normal(4, 3), normal(3, 64, 32) / 4, normal(3, 32, 64) / 4
 
 
-def experts() -> Array:
+def experts(up: Array, down: Array) -> Array:
     """Each token by its two likeliest experts, weighted by the softmax of their two scores."""
-    y = np.zeros_like(TOKENS)
+    y = np.zeros((len(TOKENS), down.shape[1]), np.float32)
     for row, scores in enumerate(ROUTES):
         best = np.argsort(-scores)[:2]
         share = np.exp(scores[best]) / np.exp(scores[best]).sum()
         for expert, part in zip(best, share, strict=True):
-            y[row] += part * (DOWN[expert] @ np.maximum(UP[expert] @ TOKENS[row], 0))
+            y[row] += part * (down[expert] @ np.maximum(up[expert] @ TOKENS[row], 0))
     return y
+
+
+_EXPERTS = 'k = 2, activation_type = "relu", normalize_routing_weights = 1'
+UP4, DOWN4 = (np.random.default_rng(seed).integers(0, 16, dims) for seed, dims in ((1, (3, 64, 32)), (2, (3, 32, 64))))
+UP_SCALE, DOWN_SCALE = (np.abs(normal(3, rows)) / 64 + np.float32(0.01) for rows in (64, 32))
+
+
+def packed(elements: Array) -> str:
+    return literal((elements[..., ::2] | elements[..., 1::2] << 4).astype(np.uint8))
 
 
 FUSED = (
@@ -168,10 +192,17 @@ FUSED = (
          {"x": TURNED, "p": PLACES, "c": COS, "s": SIN},
          (merge(rotate(split(TURNED, 4), COS[PLACES[0]], SIN[PLACES[0]])),)),
     Case(f"{DOMAIN}.MoE", "",
-         "g (float[N,8] x, float[N,3] r, float[3,12,8] up, float[3,8,12] down) => (float[N,8] y)"
-         "{ y = com.microsoft.MoE"
-         ' <k = 2, activation_type = "relu", normalize_routing_weights = 1> (x, r, up, , down) }',
-         {"x": TOKENS, "r": ROUTES, "up": UP, "down": DOWN}, (experts(),)),
+         "g (float[N,32] x, float[N,3] r, float[3,64,32] up, float[3,32,64] down) => (float[N,32] y)"
+         f"{{ y = com.microsoft.MoE <{_EXPERTS}> (x, r, up, , down) }}",
+         {"x": TOKENS, "r": ROUTES, "up": UP, "down": DOWN}, (experts(UP, DOWN),)),
+    Case(f"{DOMAIN}.QMoE", "4 bits",
+         f"g (float[N,32] x, float[N,3] r) => (float[N,32] y) <uint8[3,64,16] up = {packed(UP4)},"
+         f" uint8[3,32,32] down = {packed(DOWN4)}, float[3,64] us = {literal(UP_SCALE)},"
+         f" float[3,32] ds = {literal(DOWN_SCALE)}>"
+         f"{{ y = com.microsoft.QMoE <{_EXPERTS}, expert_weight_bits = 4> (x, r, up, us, , down, ds) }}",
+         {"x": TOKENS, "r": ROUTES},
+         (experts((UP4 - 8) * UP_SCALE[..., None], (DOWN4 - 8) * DOWN_SCALE[..., None]),),
+         lambda use: use.attribute("expert_weight_bits", 4) == 4),
 )  # fmt: skip
 
 CASES = (*GROUPED, *QUANTISED, *FUSED)
