@@ -2,7 +2,7 @@
 """The table of what is tried on every backend, a file for each kind of operator. A line more is a case more."""
 
 from ..case import Case
-from . import arithmetic, attention, contrib, control, layers, tensors
+from . import arithmetic, attention, contrib, control, layers, media, tensors
 
 CASES: tuple[Case, ...] = (
     *attention.CASES,
@@ -10,5 +10,6 @@ CASES: tuple[Case, ...] = (
     *control.CASES,
     *arithmetic.CASES,
     *layers.CASES,
+    *media.CASES,
     *contrib.CASES,
 )
