@@ -42,8 +42,9 @@ def tests(session: nox.Session) -> None:
 def builder_tests(session: nox.Session) -> None:
     """The tests that export and prove checkpoints."""
     session.install(TORCH)
-    session.install("-e", ".[build,gguf,mobius,test]")
-    session.run("pytest", "-m", "torch or peers", *session.posargs, env={"GENAI_REQUIRE": "torch,peers"})
+    session.install("-e", ".[build,gguf,mobius,adapters,openvino,peers,test]")
+    needs = {"GENAI_REQUIRE": "torch,openvino,peers"}
+    session.run("pytest", "-m", "torch or openvino or peers", *session.posargs, env=needs)
 
 
 @nox.session

@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 """Checkpoints, models, recordings and their golden results, beside the checkout."""
 
+BACKENDS = ["onnxruntime", "reference", pytest.param("openvino", marks=pytest.mark.openvino)]
+"""Every backend that computes, for `parametrize`."""
+
 EXAMPLES = ROOT / "examples"
 SAMPLE = EXAMPLES / "tiny-stories.genai"
 

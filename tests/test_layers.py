@@ -27,6 +27,9 @@ READING = [
 
 TORCH = {"torch", "transformers", "onnxscript", "peft"}
 ENGINES = {"onnxruntime", "openvino"}
+HELPERS = "genai_runner.backends._{}_"
+"""How the names of a backend's other files begin."""
+
 BOTH_SIDES = ("genai_bundle.cli", "genai_bundle.builder.prove")
 
 
@@ -121,8 +124,8 @@ def test_torch_stays_in_the_builder() -> None:
 
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_each_engine_stays_in_its_backend(engine: str) -> None:
-    home = "genai_runner.backends." + engine.removesuffix("_extensions")
-    assert not crossings(lambda name, target: target.split(".")[0] != engine or within(name, home))
+    homes = (f"genai_runner.backends.{engine}", *(name for name in MODULES if name.startswith(HELPERS.format(engine))))
+    assert not crossings(lambda name, target: target.split(".")[0] != engine or within(name, *homes))
 
 
 def test_the_reference_evaluator_stays_in_its_backend() -> None:

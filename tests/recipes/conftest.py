@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import genai_runner
+from conftest import BACKENDS
 from genai_bundle.builder.recipe import build_recipe
 
 HERE = Path(__file__).parent
@@ -33,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build
 
 
-@pytest.fixture(params=["onnxruntime", "reference"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import genai_runner
+from conftest import BACKENDS
 from genai_bundle.errors import UsageError
 from genai_runner.backends.base import Array, Graph, LoadOptions, Tensor, find_backend
 from runner.tiny import bundle, model
@@ -18,7 +19,6 @@ from spec.recipes import build
 from vectors.adapters import ADAPTER_MEMBERS, ADAPTERS
 from vectors.manifests import change
 
-BACKENDS = ("onnxruntime", "reference")
 WIDE = """
 scale (float[1,300] x, float[300,rank] a, float[rank,300] b) => (float[1,300] y) { l = MatMul(x, a) y = MatMul(l, b) }
 """

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import genai_runner
+from conftest import BACKENDS
 from genai_bundle.errors import UsageError
 from runner.tiny import counter
-
-BACKENDS = ["onnxruntime", "reference"]
 
 
 @pytest.fixture(scope="module")

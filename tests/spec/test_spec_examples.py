@@ -12,6 +12,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 import genai_runner
+from conftest import BACKENDS
 from genai_bundle import schemas
 from genai_bundle.canonical import dumps
 from genai_bundle.check import check_manifest
@@ -23,7 +24,6 @@ from spec.recipes import build
 
 BLOCKS = all_blocks(pages())
 KINDS = ("json manifest", "json invalid=", "yaml recipe", "yaml steps", "text", "json", "python")
-BACKENDS = ("onnxruntime", "reference")
 
 
 def of_kind(kind: str) -> list[Any]:
@@ -71,11 +71,11 @@ def test_a_fragment_of_steps_has_the_shape_of_steps(block: Block) -> None:
     assert [error.message for error in validator.iter_errors(yaml.safe_load(block.text))] == []
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("block", of_kind("yaml recipe"))
-def test_a_recipe_builds_and_runs(block: Block, tmp_path: Path) -> None:
+def test_a_recipe_builds_and_runs(block: Block, backend: str, tmp_path: Path) -> None:
     target = build(block.text, tmp_path)
-    for backend in BACKENDS:
-        for literal in (False, True):
-            with genai_runner.load(target, backend=backend, threads=1, literal=literal) as pipe:
-                assert pipe.manifest.tests, "an example without a golden vector"
-                assert [f"{backend}: {result}" for result in run_tests(pipe) if not result.passed] == []
+    for literal in (False, True):
+        with genai_runner.load(target, backend=backend, threads=1, literal=literal) as pipe:
+            assert pipe.manifest.tests, "an example without a golden vector"
+            assert [f"{backend}: {result}" for result in run_tests(pipe) if not result.passed] == []

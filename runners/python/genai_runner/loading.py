@@ -45,7 +45,7 @@ def load(
 ) -> Pipeline:
     """Open a bundle (file or folder) and load its graphs.
 
-    backend: a name (`onnxruntime`, `reference`, `scripted`), an object with the interface of backends/base.py, or
+    backend: a name (`onnxruntime`, `openvino`, `reference`), an object with the interface of backends/base.py, or
     "auto" for the fastest right one of those installed, see choice.py; `Pipeline.figures` then says why.
     device: a name that the backend knows; "cpu", and for onnxruntime those of providers.py where its package has them.
     device_options: settings of the device, from the backend's list. cpu_fallback: the device may leave operators that

@@ -126,9 +126,11 @@ def engine_names() -> list[str]:
 
 
 def _own() -> list[str]:
+    """The modules of this folder, but for this one and for those that belong to a backend, `_NAME_something.py`."""
     import pkgutil
 
-    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "base")
+    names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return sorted(name for name in names if name != "base" and not name.startswith("_"))
 
 
 def find_backend(name: str) -> Backend:
