@@ -30,6 +30,8 @@ SHARED = ROOT.parent / "shared" / "data"
 BACKENDS = ["onnxruntime", "reference", pytest.param("openvino", marks=pytest.mark.openvino)]
 """Every backend that computes, for `parametrize`."""
 
+PEERS = ("onnxruntime_genai", "openvino_genai", "openvino_tokenizers")
+
 EXAMPLES = ROOT / "examples"
 SAMPLE = EXAMPLES / "tiny-stories.genai"
 
@@ -38,7 +40,7 @@ def _missing(need: str) -> str | None:
     """Why `need` cannot be met here, or None."""
     if need == "shared":
         return None if SHARED.is_dir() else f"no folder {SHARED}"
-    modules = {"torch": ("torch", "transformers"), "openvino": ("openvino",), "peers": ("onnxruntime_genai",)}[need]
+    modules = {"torch": ("torch", "transformers"), "openvino": ("openvino",), "peers": PEERS}[need]
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
 

@@ -45,7 +45,7 @@ def test_the_folder_form_is_exported_alike(bundle: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--to", "openqino"], "Known: folder, ort-genai"),
+        (["--to", "openqino"], "Known: folder, openvino, ort-genai"),
         (["--to", "folder", "--variant", "fast"], "It has portable, ort-cpu"),
         (["--to", "ort-genai"], "do not count layers"),
         ([], "--to"),

@@ -12,6 +12,7 @@ EXAMPLES = """\b
 Examples:
   genai-bundle export tiny-stories.genai --to ort-genai -o stories/
   genai-bundle export tiny-stories.genai --to folder -o stories/
+  genai-bundle export tiny-stories.genai --to openvino -o stories/
   genai-bundle export tiny-stories.genai --to folder -o stories/ --variant ort-cpu --force
 """
 
@@ -25,7 +26,9 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="NAME", help="'ort-genai' for onnxruntime-genai; 'folder': graphs, weights and a README."
+            "--to",
+            metavar="NAME",
+            help="'ort-genai' for onnxruntime-genai; 'openvino' for openvino-genai; 'folder': graphs, weights, README.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to write.")],
@@ -45,7 +48,8 @@ def export(
 ) -> None:
     """Write a bundle as a folder for another program. What that program has no place for is said, never hidden.
 
-    Weights are copied as they are stored, quantised ones too; the folder appears when it is complete.
+    Weights are copied as they are stored, quantised ones too; the folder appears when it is complete. '--to openvino'
+    needs the extra `openvino-export`: the engine itself writes the model, and openvino_tokenizers the tokenizer.
     """
     from genai_bundle.bundle import open_bundle
     from genai_bundle.cli import console

@@ -5,7 +5,8 @@ TARGET: its name, as in `--to NAME`; TITLE: what it writes, in a few words;
 plan(bundle, variant, adapter) -> Plan: everything that the folder will hold, or a UsageError that says what the target
 cannot express. Nothing is written before all of it is known.
 
-This package stands on the reading side: it knows the format, and no engine.
+This package stands on the reading side: it knows the format, and no engine, but for the target whose format only its
+engine writes.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from genai_bundle.exports import Plan, as_json, common_losses, papers
 from genai_bundle.exports.adapters import fix_adapter, other_adapters
 from genai_bundle.exports.generator import chosen, file_of, generator, state_of
 from genai_bundle.exports.readme import readme
-from genai_bundle.exports.text import sampling, special_id, text_files
+from genai_bundle.exports.text import generation_config, text_files
 from genai_bundle.exports.weights import Weights
 from genai_bundle.ports import Ports, match_ports
 from genai_bundle.sanitize import ports_of
@@ -50,7 +50,7 @@ def plan(bundle: Bundle, variant: str, adapter: str | None = None) -> Plan:
         "README.md": readme(bundle, form, found, ports).encode(),
         PIPELINE: as_json(pipeline),
         **text_files(bundle),
-        **({"generation_config.json": as_json(_defaults(bundle))} if manifest.text else {}),
+        **({"generation_config.json": as_json(generation_config(bundle))} if manifest.text else {}),
     }
     return Plan(form, {**files, **papers(bundle), **weights.files()}, models, lost)
 
@@ -78,16 +78,3 @@ def _pairs(bundle: Bundle, form: str, name: str) -> dict[str, str]:
         return match_ports(state.ports, own)
     owner = bundle.ports(file_of(manifest, manifest.state[state.of].graph, form))
     return match_ports(state.ports, Ports(own.inputs, owner.inputs))
-
-
-def _defaults(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
-    ids = {f"{name}_id": special_id(bundle, name) for name in ("bos_token", "pad_token")}
-    eos = list(manifest.text.eos) if manifest.text else []
-    limit = {"max_new_tokens": manifest.generation["max_tokens"]} if "max_tokens" in manifest.generation else {}
-    return {
-        **{name: number for name, number in ids.items() if number is not None},
-        **({"eos_token_id": eos} if eos else {}),
-        **sampling(manifest),
-        **limit,
-    }

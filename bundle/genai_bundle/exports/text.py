@@ -59,3 +59,17 @@ def sampling(manifest: Manifest) -> Mapping[str, Any]:
     found: dict[str, Any] = {"do_sample": sampled}
     penalty = {key: defaults[key] for key in ("repetition_penalty",) if key in defaults}
     return found | ({key: defaults[key] for key in OPTIONS if key in defaults} if sampled else penalty)
+
+
+def generation_config(bundle: Bundle) -> dict[str, Any]:
+    """The content of generation_config.json."""
+    manifest = bundle.manifest
+    ids = {f"{name}_id": special_id(bundle, name) for name in ("bos_token", "pad_token")}
+    eos = list(manifest.text.eos) if manifest.text else []
+    limit = {"max_new_tokens": manifest.generation["max_tokens"]} if "max_tokens" in manifest.generation else {}
+    return {
+        **{name: number for name, number in ids.items() if number is not None},
+        **({"eos_token_id": eos} if eos else {}),
+        **sampling(manifest),
+        **limit,
+    }
