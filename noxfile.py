@@ -57,7 +57,8 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Side-by-side figures; each script prints a table."""
-    session.install("-e", ".[test]", "psutil")
+    session.install(TORCH)
+    session.install("-e", ".[build,peers,test]", "psutil")
     for script in sorted(Path("benchmarks").glob("*.py")):
         session.run("python", str(script), *session.posargs)
 
