@@ -125,3 +125,30 @@ def test_r24_the_default_graph_stands_in_for_a_variant(tmp_path: Path) -> None:
 def test_a_fake_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitness, "support", lambda *_, **__: pytest.fail("probed"))
     genai_runner.load(shrinker(tmp_path / "x.genai"), "scripted").close()
+
+
+def test_r24_what_stands_in_functions_branches_and_bodies_is_seen(tmp_path: Path) -> None:
+    header = '<ir_version: 10, opset_import: ["" : 23, "own" : 1]>\n'
+    called = """
+    shrink (float[1,1,H,W] x) => (float[1,1,h,w] y) { y = own.Smaller <smooth = 1> (x) }
+    <domain: "own", opset_import: ["" : 23]> Smaller <smooth> (a) => (b) {
+      size = Constant <value_ints = [2, 2]> ()
+      b = Resize <mode = "linear", antialias : int = @smooth, axes = [2, 3]> (a, , , size)
+    }
+    """
+    branch = """
+    shrink (float[1,1,H,W] x) => (float[1,1,h,w] y) <int64[2] size = {2, 2}, bool on = {1}> {
+      y = If (on) <then_branch = a () => (float[1,1,h,w] s) {
+        s = Resize <mode = "linear", antialias = 1, axes = [2, 3]> (x, , , size)
+      }, else_branch = b () => (float[1,1,h,w] t) { t = Identity (x) }>
+    }
+    """
+    manifest = {
+        "inputs": {"picture": BOX},
+        "outputs": {"small": BOX},
+        "steps": [{"run": "shrink", "in": {"x": "picture"}, "out": {"y": "small"}}, {"emit": {"small": "small"}}],
+    }
+    for name, graph in (("called", called), ("branch", branch)):
+        path = bundle(tmp_path / f"{name}.genai", {"shrink": model(graph, header)}, manifest)
+        with genai_runner.load(path, Careless()) as pipe:
+            assert "Resize (antialias, linear)" in pipe.placements["shrink"].reason, name

@@ -12,6 +12,8 @@ import onnx
 import onnx.inliner
 from onnx import numpy_helper
 
+from genai_bundle.errors import BackendError
+
 from ..backends.base import Array
 
 LARGEST = 4096
@@ -143,10 +145,19 @@ class Use:
 
 
 def uses(model: onnx.ModelProto) -> Iterator[Use]:
-    """The nodes of a model as they are, and those that calls of its functions stand for."""
+    """The nodes of a model as they are, and those that calls of its functions stand for.
+
+    Raises BackendError where the functions cannot be resolved: nobody knows what such a model holds.
+    """
     models = [model]
     if model.functions:
-        models.append(onnx.inliner.inline_local_functions(model))
+        try:
+            models.append(onnx.inliner.inline_local_functions(model))
+        except Exception as error:  # of whatever kind the C++ code raises
+            reason = " ".join(str(error).split())
+            raise BackendError(
+                f"the functions of the model cannot be put in the place of their calls: {reason}"
+            ) from error
     for one in models:
         scope = Scope(one)
         yield from (Use(node, scope) for node in nodes(one))
