@@ -136,7 +136,7 @@ def _ask(
     tell("running the source")
     before, body = found.before, found.body
     files = [*graphs, *(stage.prompt for stage in body.stages if stage.prompt)]
-    plain = {graph.name: source_graph(graph.file) for graph in files if graph.file}
+    plain = {graph.name: source_graph(graph.file, graph.runs) for graph in files if graph.file}
     runs = {name: found.wraps[name](run) if name in found.wraps else run for name, run in plain.items()}
     lowered = Forms.of(graphs, found, runs, source_graph)
     answers = []

@@ -27,7 +27,8 @@ from genai_bundle.writer import Shard, Source
 class SourceGraph:
     """A graph of the manifest. `file` is None for one that an importer made; `host`: it has to be exact.
 
-    portable: the same in operators that every backend has, where `model` needs one engine's.
+    portable: the same in operators that every backend has, where `model` needs one engine's. runs: what a plain loop
+    can run of the source, where that is not the file.
     """
 
     name: str
@@ -35,6 +36,7 @@ class SourceGraph:
     file: Path | None = None
     host: bool = False
     portable: onnx.ModelProto | None = None
+    runs: onnx.ModelProto | None = None
 
     @property
     def ports(self) -> Ports:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
+
 from genai_bundle.errors import SourceError
 from genai_bundle.importers.body import Body, Cache, Stage
 from genai_bundle.importers.foreign import Section
@@ -27,6 +29,9 @@ PAIRS = (
 )
 """The configuration's words for a past and its present, with the patterns that hold where they are not given."""
 
+EVICTS = "sliding_window_cache"
+"""The attribute of GroupQueryAttention for a buffer no longer than its window."""
+
 STATES = (("past_conv_names", "present_conv_names"), ("past_recurrent_names", "present_recurrent_names"))
 
 
@@ -44,7 +49,8 @@ def decoder_body(path: Path, config: Section, notes: list[str]) -> Body:
     stages: list[Stage] = []
     states: list[Cache] = []
     for stage in _stages(path, decoder, logits, notes):
-        graph = stage.graph
+        graph = _whole_caches(stage.graph, notes)
+        stage = replace(stage, graph=graph, prompt=stage.prompt and _whole_caches(stage.prompt, notes))
         own = [cache for cache in caches if match_ports(cache, graph.ports)]
         fix_dims(graph, match_ports(caches[0], graph.ports), decoder)
         roles = {port: role for word, role in INPUTS.items() if (port := names[word]) in graph.ports.inputs}
@@ -127,6 +133,22 @@ def _widest(graph: SourceGraph) -> str:
 def _grouped(graph: SourceGraph) -> bool:
     """Whether its attention can write into the buffer that it reads."""
     return any(node.op_type == "GroupQueryAttention" and node.domain in CONTRIB for node in graph.model.graph.node)
+
+
+def _whole_caches(graph: SourceGraph, notes: list[str]) -> SourceGraph:
+    """A graph whose attention keeps a window's tokens only, with caches of the whole text: it reads the same of both.
+
+    What it evicts could not be taken back, and no other engine does so.
+    """
+    model, changed = onnx.ModelProto.FromString(graph.model.SerializeToString()), False
+    for node in model.graph.node:
+        for attribute in [one for one in node.attribute if one.name == EVICTS and one.i]:
+            node.attribute.remove(attribute)
+            changed = True
+    if not changed:
+        return graph
+    notes.append(f"{graph.where}: caches of windows hold all tokens, of which attention reads the window")
+    return replace(graph, model=model, runs=model)
 
 
 def _window(decoder: Section, notes: list[str]) -> None:

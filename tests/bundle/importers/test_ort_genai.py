@@ -182,19 +182,18 @@ def test_decoders_of_one_graph_and_of_several_give_the_peer_s_tokens(
 @pytest.mark.peers
 @pytest.mark.torch
 @pytest.mark.shared
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_what_the_peer_s_builder_writes(precision: str, shared: Path, tmp_path: Path) -> None:
-    """Group query attention on one shared buffer, the last dim of the cache a symbol, no position_ids."""
+@pytest.mark.parametrize(("family", "precision"), [("llama", "int4"), ("gemma2", "fp32")])
+def test_what_the_peer_s_builder_writes(family: str, precision: str, shared: Path, tmp_path: Path) -> None:
+    """Group query attention on one shared buffer, the last dim of the cache a symbol, no position_ids; and with a cap,
+    and a buffer that holds a window of eight tokens."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(3)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=512, num_key_value_heads=1, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, **shape
-        )
-    )
+    shape |= {"vocab_size": 512, "num_key_value_heads": 1, "max_position_embeddings": 128}
+    shape |= {"sliding_window": 8, "head_dim": 16, "pad_token_id": 0} if family == "gemma2" else {}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, bos_token_id=1, eos_token_id=2, **shape))
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.3)
