@@ -22,7 +22,7 @@ RING = {"start": "kv.len", "last": "kv.last", "filled": "kv.mask"}
 Make = Callable[..., Path]
 
 
-@pytest.fixture(params=["onnxruntime", "reference"])
+@pytest.fixture(params=["onnxruntime", "reference", pytest.param("openvino", marks=pytest.mark.openvino)])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -152,3 +152,50 @@ def test_r24_what_stands_in_functions_branches_and_bodies_is_seen(tmp_path: Path
         path = bundle(tmp_path / f"{name}.genai", {"shrink": model(graph, header)}, manifest)
         with genai_runner.load(path, Careless()) as pipe:
             assert "Resize (antialias, linear)" in pipe.placements["shrink"].reason, name
+
+
+@pytest.mark.openvino
+def test_r24_openvino_never_shrinks_a_picture_wrongly(tmp_path: Path) -> None:
+    """Its own Resize passes over `antialias`: the exact engine does the work, or nobody does."""
+    path = shrinker(tmp_path / "x.genai")
+    with genai_runner.load(path, "openvino") as pipe, genai_runner.load(path, "reference") as exact:
+        expected = exact(picture=PICTURE).outputs["small"]
+        np.testing.assert_allclose(pipe(picture=PICTURE).outputs["small"], expected, rtol=1e-5)
+    assert pipe.placements["shrink"].backend == "onnxruntime"
+    assert "Resize (antialias, linear) is computed wrongly" in pipe.placements["shrink"].reason
+    with pytest.raises(BackendError, match=r"shrink.onnx: node 'smaller': Resize .* by openvino 20"):
+        genai_runner.load(shrinker(tmp_path / "loop.genai", loop=True), "openvino")
+
+
+@pytest.mark.openvino
+@pytest.mark.parametrize("size", ["left_window_size = 1", "left_window_size = 2, right_window_size = 1"])
+def test_r24_openvino_never_forgets_a_window_of_attention(tmp_path: Path, size: str) -> None:
+    graph = WINDOW.replace("left_window_size = 1", size)
+    with pytest.raises(BackendError, match=r"look.onnx: node 'y': Attention \(left_window_size") as caught:
+        genai_runner.load(looker(tmp_path / "x.genai", graph), "openvino")
+    assert caught.value.exit_code == 5
+    assert "is computed wrongly by openvino 20" in str(caught.value)
+
+
+@pytest.mark.openvino
+def test_r24_openvino_takes_the_form_that_it_computes_rightly(tmp_path: Path) -> None:
+    """A variant with the attribute, and a default graph whose mask says the same."""
+    masked = """
+    <ir_version: 10, opset_import: ["" : 24]>
+    look (float[1,1,N,2] x, float[1,1,P,2] pk, float[1,1,P,2] pv)
+      => (float[1,1,N,2] y, float[1,1,T,2] nk, float[1,1,T,2] nv)
+    <int64 zero = {0}, int64 one = {1}, int64[2] column = {-1, 1}> {
+      held = Shape <start = 2, end = 3> (pk)   new = Shape <start = 2, end = 3> (x)   all = Add (held, new)
+      from = Squeeze (held)   until = Squeeze (all)   keys = Range (zero, until, one)   rows = Range (from, until, one)
+      at = Reshape (rows, column)   back = Sub (at, keys)   near = LessOrEqual (back, one)
+      y, nk, nv = Attention <is_causal = 1> (x, x, x, near, pk, pv)
+    }
+    """
+    path = looker(tmp_path / "x.genai", masked, backend="openvino", short=WINDOW)
+    rows = np.random.default_rng(2).standard_normal((1, 1, 9, 2)).astype(np.float32)
+    with genai_runner.load(path, "openvino") as pipe, genai_runner.load(path, "reference") as exact:
+        assert (pipe.placements["look"].variant, exact.placements["look"].variant) == ("portable", "portable")
+        np.testing.assert_allclose(pipe(x=rows).outputs["y"], exact(x=rows).outputs["y"], atol=1e-5)
+    windowed = looker(tmp_path / "w.genai", WINDOW)
+    with genai_runner.load(windowed, "reference") as attribute, genai_runner.load(path, "reference") as exact:
+        np.testing.assert_allclose(attribute(x=rows).outputs["y"], exact(x=rows).outputs["y"], atol=1e-5)

@@ -37,7 +37,7 @@ mixer (int64[1,N] ids, float[1,16,3] pconv, float[16,16] prec)
 """
 
 
-@pytest.fixture(params=["onnxruntime", "reference"])
+@pytest.fixture(params=["onnxruntime", "reference", pytest.param("openvino", marks=pytest.mark.openvino)])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

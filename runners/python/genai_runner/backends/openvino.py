@@ -120,6 +120,7 @@ class OpenVinoGraph:
         self._number = 0
         self._states: dict[str, Any] = {}
         self._bound: dict[str, Tensor] = {}
+        self._fed: dict[str, Array] = {}
         self.runs = 0
 
     def fork(self) -> Graph:
@@ -201,7 +202,7 @@ class OpenVinoGraph:
                 self._bind(name, default)
 
     def _bind(self, name: str, tensor: Tensor) -> None:
-        array = self.array(tensor)
+        array = self._fed[name] = self.array(tensor)  # the engine does not keep what it is bound to alive
         shared = array.flags.c_contiguous and array.flags.writeable
         self._request.set_input_tensor(
             self._engine.inputs[name], ov.Tensor(np.require(array, requirements="C"), shared_memory=shared)
