@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from genai_bundle.builder.checkpoint import UNLIMITED, Checkpoint, text_config
+from genai_bundle.builder.fast import fast_bound
 from genai_bundle.builder.parity import TOLERANCE
 from genai_bundle.builder.reference import Golden, Question, reference_ids
 from genai_bundle.errors import SourceError
@@ -122,5 +123,6 @@ def golden_tests(prompts: Sequence[Prompt], goldens: Sequence[Golden], eos: Sequ
         if end == 0:
             continue
         options = {"temperature": 0, "repetition_penalty": 1, "max_tokens": end, "stop": []}
-        tests.append({"in": {**prompt.inputs, **options}, "out": {"tokens": [tokens[:end]]}, "compare": "tokens"})
+        test = {"in": {**prompt.inputs, **options}, "out": {"tokens": [tokens[:end]]}, "compare": "tokens"}
+        tests.append({**test, "fast": fast_bound(golden.logits)})
     return tests

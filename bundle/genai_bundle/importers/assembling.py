@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from genai_bundle import FORMAT_VERSION
+from genai_bundle.builder.fast import fast_bound
 from genai_bundle.importers import Assembled, Progress
 from genai_bundle.importers.body import Body, Json, generation
 from genai_bundle.importers.foreign import Section, dropped_lines, settle
@@ -140,20 +143,23 @@ def _ask(
     runs = {name: found.wraps[name](run) if name in found.wraps else run for name, run in plain.items()}
     lowered = Forms.of(graphs, found, runs, source_graph)
     answers = []
+    scored = found.text.assets is not None or not found.text.eos  # there is a `generate`, whose logits can be asked for
     for inputs, prompt in found.prompts():
         values, ids = before.plain(prompt, runs) if before else ({}, prompt)
         step, logits = recorded(body.plain(runs, values))
         answer = greedy(step, ids, found.text.eos, min(STEPS, found.room - len(ids)))
-        answers.append((inputs, lowered.check(prompt, answer, logits)))
+        scores = np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in logits])
+        bound = {"fast": fast_bound(scores)} if scored else {}
+        answers.append((inputs, lowered.check(prompt, answer, logits), bound))
     graphs = lowered.settled(graphs, notes)
     tests = []
-    for inputs, answer in answers:
+    for inputs, answer, bound in answers:
         tokens = list(answer.tokens[: answer.sure])
         if tokens:
             asked = {**inputs, "temperature": 0, "repetition_penalty": 1, "max_tokens": len(tokens)}
             if found.text.assets:
                 asked["stop"] = []
-            tests.append({"in": asked, "out": {"tokens": [tokens]}, "compare": "tokens"})
+            tests.append({"in": asked, "out": {"tokens": [tokens]}, "compare": "tokens", **bound})
     checks = ["greedy tokens, cached steps", *lowered.checks()]
     return tests, {"reference": engine_name(), "steps": STEPS, "margin": MARGIN, "checks": checks}, graphs
 

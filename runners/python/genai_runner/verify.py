@@ -14,6 +14,7 @@ import numpy as np
 from genai_bundle.errors import GenaiError
 from genai_bundle.manifest import Output, Test, Tolerance
 
+from .backends.base import Array
 from .pipeline import Pipeline
 from .values import DTYPES, Value
 
@@ -84,14 +85,27 @@ def _run_fast(
             yield _compare(name, output, one, Tolerance(abs=bound), value, outputs[output])
 
 
-def token_distance(pipeline: Pipeline, inputs: Mapping[str, Value], tokens: Sequence[int]) -> float:
-    """How far the scores of these ids are below the best ones at most, each after the ids before it."""
+def golden_scores(pipeline: Pipeline, test: Test) -> Iterator[Array]:
+    """The logits before each expected id of a test that compares tokens, each after the ids before it."""
+    inputs = golden_inputs(pipeline, test)
+    for output, value in test.outputs.items():
+        if pipeline.manifest.outputs[output].type not in ("text", "bytes"):
+            yield from scores(pipeline, inputs, np.asarray(_load(pipeline, value, output)).flatten().tolist())
+
+
+def scores(pipeline: Pipeline, inputs: Mapping[str, Value], tokens: Sequence[int]) -> Iterator[Array]:
+    """f64[V]: the logits before each of these ids, where the ids before it are the given ones."""
     decoder = pipeline.generator(**inputs)
-    worst = 0.0
-    for number, token in enumerate(tokens):
+    for number in range(len(tokens)):
         if number:
             decoder.append_tokens(tokens[number - 1 : number])
-        logits = decoder.get_logits().astype(np.float64)
+        yield decoder.get_logits().astype(np.float64)
+
+
+def token_distance(pipeline: Pipeline, inputs: Mapping[str, Value], tokens: Sequence[int]) -> float:
+    """How far the scores of these ids are below the best ones at most, each after the ids before it."""
+    worst = 0.0
+    for token, logits in zip(tokens, scores(pipeline, inputs, tokens), strict=True):
         distance = float(logits.max() - logits[token])
         worst = max(worst, distance if distance >= 0 else np.inf)  # NaN is no distance
     return worst

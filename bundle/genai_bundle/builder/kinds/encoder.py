@@ -46,6 +46,7 @@ def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
 
 def ask(checkpoint: Checkpoint) -> Evidence:
     from genai_bundle.builder import parity_encoder
+    from genai_bundle.builder.fast import fast_bound
     from genai_bundle.builder.golden import golden_prompts
     from genai_bundle.builder.prove import prove_graphs
     from genai_bundle.builder.reference import reference_name
@@ -58,6 +59,7 @@ def ask(checkpoint: Checkpoint) -> Evidence:
             "in": {"text": prompt.inputs["prompt"]},
             "out": {name: _rounded(array[None]) for name, array in text.outputs.items() if array.size <= 1024},
             "compare": {"abs": TOLERANCE},
+            "fast": max((fast_bound(array) for array in text.outputs.values()), default=0.0),
         }
         for prompt, text in zip(prompts, texts, strict=True)
     ]

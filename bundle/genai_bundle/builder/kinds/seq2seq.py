@@ -16,6 +16,7 @@ from genai_bundle.builder.parity import TOLERANCE
 
 if TYPE_CHECKING:
     from genai_bundle.builder.exporters import Export
+    from genai_bundle.builder.parity import Array
     from genai_bundle.builder.reference_seq2seq import Generated
     from genai_bundle.writer import Source
 
@@ -58,7 +59,7 @@ def ask(checkpoint: Checkpoint) -> Evidence:
     for prompt in golden_prompts(checkpoint, STEPS):
         heard = {"input_ids": np.array(prompt.ids)}
         answers.append(model.answer(heard, start, STEPS))
-        tests += golden_test(prompt.inputs, model.generate(heard, start, STEPS, **generation.OFF))
+        tests += golden_test(prompt.inputs, model.generate(heard, start, STEPS, **generation.OFF), answers[-1].logits)
     proof = {
         "reference": reference_name(),
         "steps": STEPS,
@@ -73,13 +74,17 @@ def ask(checkpoint: Checkpoint) -> Evidence:
     return Evidence(tests, proof, prove, generation.dropped(checkpoint))
 
 
-def golden_test(inputs: Mapping[str, Any], generated: Generated) -> list[dict[str, Any]]:
+def golden_test(inputs: Mapping[str, Any], generated: Generated, logits: Array) -> list[dict[str, Any]]:
     """The manifest's test of one request: the tokens up to the first that leads too narrowly; none where that is 0."""
+    from genai_bundle.builder.fast import fast_bound
     from genai_bundle.builder.golden import MARGIN
 
     tokens = generated.sure(MARGIN)
     options = {"temperature": 0, "repetition_penalty": 1, "max_tokens": len(tokens), "stop": []}
-    return [{"in": {**inputs, **options}, "out": {"tokens": [tokens]}, "compare": "tokens"}] if tokens else []
+    if not tokens:
+        return []
+    test = {"in": {**inputs, **options}, "out": {"tokens": [tokens]}, "compare": "tokens"}
+    return [{**test, "fast": fast_bound(logits)}]
 
 
 def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -25,6 +25,8 @@ from genai_bundle.builder.report import Report  # noqa: E402
 from genai_bundle.bundle import open_bundle  # noqa: E402
 from genai_bundle.errors import ProofError, UsageError  # noqa: E402
 from genai_bundle.sanitize import sanitize  # noqa: E402
+from genai_runner import load  # noqa: E402
+from genai_runner.verify import run_tests  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -183,3 +185,18 @@ def test_what_means_nothing_is_refused(tiny: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             build_checkpoint(tiny, tmp_path / "x.genai", options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fast_arithmetic_is_proved_within_the_recorded_bound(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, report = tmp_path / "small.genai", Report()
+    build_checkpoint(tiny, target, BuildOptions(quantize="int4"), report)
+    assert "a score differs by" in report.figures["fast arithmetic, ort-cpu"]
+    with load(target) as pipe:
+        assert pipe.placements["decoder"].precision == "fast"
+        assert all(test.fast and test.fast > 0 for test in pipe.manifest.tests)
+        assert all(result.passed for result in run_tests(pipe))
+    monkeypatch.setattr("genai_bundle.builder.golden.fast_bound", lambda _: 1e-9)
+    with pytest.raises(ProofError, match="fast arithmetic"):
+        build_checkpoint(tiny, tmp_path / "other.genai", BuildOptions(quantize="int4"))
