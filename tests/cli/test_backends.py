@@ -46,6 +46,25 @@ def test_all_installed_backends_are_named_with_their_devices() -> None:
     assert "cpu" in found["onnxruntime"]["devices"]
 
 
+@pytest.mark.openvino
+def test_what_openvino_passes_over_in_silence_is_found() -> None:
+    [one] = command("backends", "--backend", "openvino", "--json").json["backends"]
+    verdicts = {(case["operator"], case["what"]): case["verdict"] for case in one["cases"]}
+    assert {"cpu", "auto"} <= set(one["devices"])
+    wrong = {case for case, verdict in verdicts.items() if verdict == "wrong"}
+    assert {
+        ("Attention", "left_window_size, is_causal"),
+        ("Attention", "left_window_size and right_window_size"),
+        ("Resize", "antialias, linear"),
+        ("Resize", "antialias, cubic"),
+        ("*", "int64 constants beyond 32 bits"),
+        ("BitShift", "right, of uint8"),
+    } <= wrong
+    assert verdicts["TensorScatter", "linear"] == "missing"
+    for right in ("past and present, is_causal", "attn_mask and is_causal", "grouped heads", "softcap"):
+        assert verdicts["Attention", right] == "right"
+
+
 def test_what_was_found_out_is_not_tried_again_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     command("backends", "--backend", "reference")
     monkeypatch.setattr(probe_table, "_in_worker", lambda *_: pytest.fail("tried again"))

@@ -251,6 +251,10 @@ class OpenVinoBackend:
     name = "openvino"
     version = ov.__version__
 
+    def devices(self) -> list[str]:
+        """The devices that are here, and `auto` for the engine's own choice."""
+        return [*(device.lower() for device in _core().available_devices), "auto"]
+
     def load(self, graph: str, model: bytes, weights: Mapping[str, memoryview], options: LoadOptions) -> Graph:
         core = _core()
         device = _device(core, options.device)
