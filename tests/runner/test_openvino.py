@@ -257,6 +257,13 @@ def test_defaults_of_inputs_can_be_fed() -> None:
         assert graph.run({"x": x, **fed}, ["z"])["z"].tolist() == expected
 
 
+def test_both_of_numpy_s_types_of_64_bits() -> None:
+    double = model("double (int64[N] x) => (int64[N] y) { y = Add (x, x) }")
+    graph = BACKEND.load("double", double, {}, LoadOptions())
+    for kind in (np.int64, np.longlong):
+        assert graph.run({"x": np.array([1, 2], kind)}, ["y"])["y"].tolist() == [2, 4]
+
+
 def test_functions_of_a_model_and_inputs_that_nothing_reads() -> None:
     text = """
 g (float[n] x, float[n] idle, int64 number) => (float[n] z) { y = my.twice (x) z = Add(y, y) }

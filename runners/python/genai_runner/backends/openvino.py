@@ -127,7 +127,9 @@ class OpenVinoGraph:
         return OpenVinoGraph(self._engine)
 
     def array(self, tensor: Tensor) -> Array:
-        return tensor.array() if isinstance(tensor, Held) else np.asarray(tensor)
+        array = tensor.array() if isinstance(tensor, Held) else np.asarray(tensor)
+        # NumPy has two types for 64 bits where C has: one of them OpenVINO does not know.
+        return array.view(array.dtype.str) if array.dtype.char in "qQ" else array
 
     @property
     def spoiled(self) -> bool:
