@@ -91,7 +91,8 @@ def test_an_engine_that_crashes_or_hangs_takes_nobody_with_it(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     plugin(tmp_path / "site", monkeypatch, end)
-    monkeypatch.setattr(table, "PATIENCE_S", 10.0)
+    if "sleep" in end:
+        monkeypatch.setattr(table, "PATIENCE_S", 15.0)  # within which a process starts
     found = support(find_backend("fragile"), [FEW[0], FEW[3], FEW[1]])
     words = {name: (verdict.word, verdict.detail) for name, verdict in found.verdicts.items()}
     assert words == {

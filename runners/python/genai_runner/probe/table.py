@@ -154,11 +154,13 @@ def _file(backend: Backend, how: Mapping[str, Any]) -> Path | None:
 
 
 def _digest(backend: Backend) -> str:
-    """Of the cases, of what compares them, and of the backend's own module."""
+    """Of the cases, of what compares them, and of the backend's own module, with those beside it in this project."""
     digest = hashlib.sha256()
     files = sorted(Path(__file__).parent.rglob("*.py"))
     with suppress(TypeError, OSError):  # a class made at run time has no file
-        files.append(Path(inspect.getfile(type(backend))))
+        own = Path(inspect.getfile(type(backend)))
+        ours = own.parent == Path(inspect.getfile(LoadOptions)).parent
+        files += sorted(own.parent.glob("*.py")) if ours else [own]
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
