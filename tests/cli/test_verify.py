@@ -61,6 +61,15 @@ def test_all_backends_run_both_forms_of_the_container(bundle: Path, tmp_path: Pa
         assert [row["detail"] for row in done.json["checks"] if row["check"] == "other form"] == ["the same id"]
 
 
+def test_all_backends_differ_by_what_is_said(bundle: Path) -> None:
+    """Of ids there is no difference, of the scores that they were taken from there is."""
+    rows = command("verify", bundle, "--backend", "all", "--json").json["checks"]
+    first, *others = [row["difference"] for row in rows if row["backend"] and row["status"] == "ok"]
+    assert first is None
+    assert others
+    assert all(0 <= difference < 1e-5 for difference in others)
+
+
 def test_forms_are_a_choice(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forms(*options: str) -> set[str]:
         return {row["form"] for row in command("verify", bundle, "--json", *options).json["checks"] if row["backend"]}

@@ -6,15 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from genai_bundle.builder.parity import Array
 from genai_bundle.builder.prove import PORTABLE, Form, forms
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import ProofError, UsageError
 from genai_runner import load
 from genai_runner.pipeline import Pipeline
-from genai_runner.verify import golden_scores, run_tests
+from genai_runner.verify import golden_scores, run_tests, score_gap
 
 
 def prove_fast(path: Path) -> dict[str, str]:
@@ -38,18 +36,13 @@ def prove_fast(path: Path) -> dict[str, str]:
             continue
         fast = _run(path, form, None)
         if fast is not None and (exact := _run(path, form, "exact")) is not None:
-            gap = max((_gap(*pair) for pair in zip(fast, exact, strict=True)), default=0.0)
+            gap = max((score_gap(*pair) for pair in zip(fast, exact, strict=True)), default=0.0)
             bound = max(test.fast or 0.0 for test in manifest.tests)
             if not gap <= bound:
                 message = f"fast arithmetic moves a score by {gap:.3g}, allowed are {bound:g}"
                 raise ProofError(message, where=f"variant '{form.variant}'")
             figures[f"fast arithmetic, {form.variant}"] = f"a score differs by {gap:.1e}, allowed are {bound:g}"
     return figures
-
-
-def _gap(fast: Array, exact: Array) -> float:
-    differs = fast != exact  # scores that are masked out are equal infinities
-    return float(np.abs(fast[differs] - exact[differs]).max(initial=0.0))
 
 
 def _run(path: Path, form: Form, precision: str | None) -> Sequence[Array] | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -38,7 +39,8 @@ class Check:
     """One line of the report.
 
     form: the container's, "file" or "folder", of a golden vector. difference: its largest |got - expected|, where it
-    has one; of ids in fast arithmetic, how far the score of one is below the best.
+    has one; of ids, with all backends, the largest difference of a logit from that of the first run, and in fast
+    arithmetic on one, how far the score of an id is below the best.
     """
 
     check: str
@@ -59,6 +61,8 @@ class Asked(NamedTuple):
     device: str
     precision: str
     forms: str | None
+    scores: dict[str, Any]
+    """Of the run that others are compared with, the first one: by test."""
 
 
 def register(app: typer.Typer) -> None:
@@ -100,7 +104,7 @@ def verify(
         raise UsageError(f"there is no choice {forms!r} of forms", where="--forms", hint="'given' or 'both'")
     checks: list[Check] = []
     try:
-        for check in _checks(file, Asked(backend, variant, device, precision, forms)):
+        for check in _checks(file, Asked(backend, variant, device, precision, forms, {})):
             checks.append(check)
     except InvalidBundle as error:
         if not json:
@@ -113,7 +117,9 @@ def verify(
     # A wrong result weighs more than a backend that could not run: it says something about the bundle.
     code = min((check.exit_code for check in checks if check.exit_code), default=0)
     if json:
-        lines = [{key: value for key, value in asdict(check).items() if key != "exit_code"} for check in checks]
+        lines = [asdict(check) | {"difference": _finite(check.difference)} for check in checks]
+        for line in lines:
+            del line["exit_code"]
         console.print_json({"ok": code == 0, "checks": lines})
     else:
         _print(checks)
@@ -222,7 +228,7 @@ def _golden(file: Path, bundle: Bundle, backend: str, asked: Asked) -> Iterator[
 def _golden_on(file: Path, backend: str, variant: str, asked: Asked) -> Iterator[Check]:
     import genai_runner
     from genai_bundle.cli.console import phases
-    from genai_runner.verify import run_tests
+    from genai_runner.verify import run_tests, score_gaps
 
     try:
         with (
@@ -232,6 +238,7 @@ def _golden_on(file: Path, backend: str, variant: str, asked: Asked) -> Iterator
             ) as pipe,
         ):
             results = list(run_tests(pipe))
+            gaps = score_gaps(pipe, asked.scores) if asked.backend == ALL else {}
             moved = [f"{name}: {place}" for name, place in pipe.placements.items() if place.reason]
     except (BackendError, UsageError) as error:
         if isinstance(error, UsageError) and asked.backend == ALL:  # it does not have the device
@@ -247,9 +254,14 @@ def _golden_on(file: Path, backend: str, variant: str, asked: Asked) -> Iterator
             "; ".join([*([result.detail] if result.detail else []), *moved]),
             backend=backend,
             variant=variant,
-            difference=result.difference,
+            difference=gaps.get(result.name, result.difference),
             exit_code=0 if result.passed else VerificationError.exit_code,
         )
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no word for a difference that is no number; such a check has failed, and says why."""
+    return number if number is not None and isfinite(number) else None
 
 
 def _print(checks: Sequence[Check]) -> None:

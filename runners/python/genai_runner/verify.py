@@ -93,6 +93,33 @@ def golden_scores(pipeline: Pipeline, test: Test) -> Iterator[Array]:
             yield from scores(pipeline, inputs, np.asarray(_load(pipeline, value, output)).flatten().tolist())
 
 
+def score_gaps(pipeline: Pipeline, known: dict[str, list[Array]]) -> dict[str, float]:
+    """By the name of a test that compares tokens: the largest difference of a logit from the one in `known`.
+
+    `known` is filled with the logits of the first pipeline that it is given with, which has no difference from itself.
+    """
+    gaps = {}
+    for number, test in enumerate(pipeline.manifest.tests):
+        name = test.name or f"tests[{number}]"
+        if test.compare != "tokens":
+            continue
+        try:
+            found = list(golden_scores(pipeline, test))
+        except GenaiError:  # no `generate` whose logits could be asked for, or a run that fails: `run_tests` says so
+            continue
+        if name in known:
+            gaps[name] = max((score_gap(*pair) for pair in zip(found, known[name], strict=True)), default=0.0)
+        else:
+            known[name] = found
+    return gaps
+
+
+def score_gap(one: Array, other: Array) -> float:
+    """The largest difference of two arrays of logits."""
+    differs = one != other  # those that are masked out are equal infinities
+    return float(np.abs(one[differs] - other[differs]).max(initial=0.0))
+
+
 def scores(pipeline: Pipeline, inputs: Mapping[str, Value], tokens: Sequence[int]) -> Iterator[Array]:
     """f64[V]: the logits before each of these ids, where the ids before it are the given ones."""
     decoder = pipeline.generator(**inputs)
