@@ -195,7 +195,6 @@ def measure(sides: list[Run], context: int, steps: int, rounds: int) -> list[tup
 
 
 def rows(folder: Path, options: argparse.Namespace, threads: int) -> Iterator[Row]:
-    contexts = (16, 64) if options.quick else (128, 2048)
     if not (folder / "checkpoint").is_dir():
         checkpoint(folder / "checkpoint", SMALL if options.quick else SHAPE)
     for weights in options.weights:
@@ -213,7 +212,7 @@ def rows(folder: Path, options: argparse.Namespace, threads: int) -> Iterator[Ro
                     continue  # on this engine that is the same as exact
                 both = [ours(bundle, engine, precision, threads), peer(exported, precision, threads)]
                 sides = [next(side) for side in both]
-                for context in contexts:
+                for context in options.contexts:
                     pairs = measure(sides, context, options.steps, options.rounds)
                     (prefill, step), (peer_prefill, peer_step) = [(1e3 * a, 1e3 * b) for a, b in pairs]
                     yield Row(engine, weights, precision, context, prefill, peer_prefill, step, peer_step)
@@ -227,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model, short contexts, one round")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side that count")
+    parser.add_argument("--contexts", nargs="+", type=int, default=[128, 2048], help="tokens of the prompts")
     parser.add_argument("--steps", type=int, default=16, help="steps after the first token")
     parser.add_argument("--weights", nargs="+", choices=("fp32", "int4"), default=["fp32", "int4"])
     engines = ("openvino", "onnxruntime")
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if options.quick:
-        options.rounds = 1
+        options.rounds, options.contexts = 1, [16, 64]
     threads = available_cores()
     with tempfile.TemporaryDirectory() as place:
         found = list(rows(options.folder or Path(place), options, threads))
