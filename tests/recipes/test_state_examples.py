@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import genai_runner
+from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import BackendError, UsageError
+from genai_bundle.writer import write_bundle
+from recipes.conftest import Built
 
 Open = Callable[..., Any]
 
@@ -108,6 +114,30 @@ def test_session(pipeline: Open) -> None:
 
 def test_borrowed(pipeline: Open) -> None:
     """<s> the cat: the drafter sees nothing at first, then what the decoder held before each run."""
+    tokens, drafts = borrowed()
+    result = pipeline("borrowed")("the cat", max_tokens=7)
+    assert result.outputs["tokens"].tolist() == [tokens]
+    assert result.outputs["drafts"].ravel().tolist() == drafts
+
+
+@pytest.mark.openvino
+@pytest.mark.parametrize("graph", ["decoder", "drafter"])
+def test_what_is_borrowed_may_be_of_another_engine(graph: str, built: Built, tmp_path: Path) -> None:
+    with open_bundle(built("examples/borrowed")) as opened:
+        manifest = json.loads(opened.manifest.raw)
+        members = {path: opened.read(path) for path in manifest.pop("files")}
+    manifest["graphs"][graph]["place"] = "host"
+    write_bundle(tmp_path / "x.genai", manifest, members)
+    tokens, drafts = borrowed()
+    with genai_runner.load(tmp_path / "x.genai", "openvino") as pipe:
+        result = pipe("the cat", max_tokens=7)
+        assert {one.backend for one in pipe.placements.values()} == {"openvino", "onnxruntime"}
+    assert result.outputs["tokens"].tolist() == [tokens]
+    assert result.outputs["drafts"].ravel().tolist() == drafts
+
+
+def borrowed() -> tuple[list[int], list[int]]:
+    """New tokens, and what the drafter saw before each."""
     ids, drafts, new, held = [1, 5, 6], [], [], 0
     for _ in range(7):
         drafts.append(held)
@@ -116,6 +146,4 @@ def test_borrowed(pipeline: Open) -> None:
         ids.append(new[-1])
         if new[-1] == 2:
             break
-    result = pipeline("borrowed")("the cat", max_tokens=7)
-    assert result.outputs["tokens"].tolist() == [new]
-    assert result.outputs["drafts"].ravel().tolist() == drafts
+    return new, drafts

@@ -269,7 +269,12 @@ class Read(Group):
         return {}
 
     def feeds(self, n: int) -> dict[str, Tensor]:
-        return {port: self.owner.past(past) for port, past in self.borrowed.items()}
+        held = {port: self.owner.past(past) for port, past in self.borrowed.items()}
+        reader, owner = (getattr(graph, "graph", graph) for graph in (self._graph, self.owner._graph))
+        if type(reader) is type(owner):
+            return held
+        # Another engine, where one graph is on the host: it understands no handles of the owner's.
+        return {port: self.owner._graph.array(tensor) for port, tensor in held.items()}
 
     @property
     def borrowed(self) -> dict[str, str]:
