@@ -159,7 +159,8 @@ def source_graph(
         return SourceError(f"{engine} cannot run the graph: {reason}", where=file.name)
 
     try:
-        options = LoadOptions(threads=available_cores())
+        # Matrices that are dequantised as a whole are made anew for every run, rather than kept as so much float32.
+        options = LoadOptions(threads=available_cores(), low_memory=_made_bytes(model) > LARGE)
         graph = find_backend(engine).load(file.stem, model.SerializeToString(), weights, options)
     except Exception as error:  # an engine may raise anything
         raise fail(error) from error
@@ -287,10 +288,16 @@ def _cut(golden: Golden, count: int) -> Golden:
 
 
 def _float_bytes(model: onnx.ModelProto) -> int:
-    sizes = {tensor.name: 4 * prod(tensor.dims) for tensor in model.graph.initializer}
-    plain = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    plain = [prod(one.dims) for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT]
+    return int(4 * sum(plain)) + _made_bytes(model)
+
+
+def _made_bytes(model: onnx.ModelProto) -> int:
+    """Of weights that are cast or dequantised to float32 as a whole."""
     made = {node.input[0] for node in model.graph.node if node.op_type in ("Cast", "DequantizeLinear")}
-    return sum(sizes[name] for name in sizes.keys() & (plain | made))
+    float32 = onnx.TensorProto.FLOAT
+    others = [one for one in model.graph.initializer if one.name in made and one.data_type != float32]
+    return int(4 * sum(prod(one.dims) for one in others))
 
 
 def _load(path: Path, form: Form) -> Pipeline | None:
