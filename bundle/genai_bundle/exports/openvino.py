@@ -113,8 +113,11 @@ def _models(
 ) -> dict[str, Shard]:
     """The three models as the engine writes them, by way of a temporary folder that lives as long as the result."""
     from genai_runner.backends import _openvino_export as engine
-    from genai_runner.backends.base import StatePort
+    from genai_runner.backends.base import LoadOptions, StatePort, find_backend
+    from genai_runner.probe import unfit
 
+    for finding in unfit(model, find_backend(TARGET), LoadOptions()):
+        raise _cannot(f"{found.file}: {finding}")
     weights = {path: bundle.view(path) for path in bundle.members if path.startswith(WEIGHTS_FOLDER)}
     states = [
         StatePort(past, present, cache.state.update, cache.state.axis)

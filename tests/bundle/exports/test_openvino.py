@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 from bundle.exports.peer import exported, prompts
+from cli import samples
 from conftest import optional
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import UsageError
@@ -89,6 +90,16 @@ def test_what_the_folder_says(folder: Path) -> None:
 
 def test_what_the_runtime_cannot_do_is_refused(tmp_path: Path) -> None:
     with open_bundle(counter(tmp_path / "x.genai")) as opened, pytest.raises(UsageError, match="it has no tokenizer"):
+        choose("openvino").plan(opened, "auto")
+
+
+def test_what_the_engine_computes_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cuts such a constant to 32 bits, and says nothing."""
+    far = "huge = Constant <value = int64 {3000000000}> () far = Add (ids, huge) near = Sub (far, huge)"
+    monkeypatch.setattr(samples, "COUNTER", COUNTER.replace("next = Add (ids, one)", f"{far} next = Add (near, one)"))
+    path = samples.talker(tmp_path / "x.genai")
+    wrong = "decoder.onnx: node 'far': Add .int64 constants beyond 32 bits. is computed wrongly"
+    with open_bundle(path) as opened, pytest.raises(UsageError, match=wrong):
         choose("openvino").plan(opened, "auto")
 
 

@@ -34,7 +34,7 @@ class Scope:
 
     def _graphs(self) -> Iterator[onnx.GraphProto]:
         yield self._model.graph
-        for node in nodes(self._model):
+        for node in nodes(self._model.graph):
             yield from subgraphs(node)
 
     def _read(self, found: Any) -> None:
@@ -75,13 +75,12 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a model's graph, of branches and bodies too."""
-    pending = list(model.graph.node)
-    while pending:
-        node = pending.pop()
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph in its order, those of branches and bodies after the node that has them."""
+    for node in graph.node:
         yield node
-        pending += [inner for graph in subgraphs(node) for inner in graph.node]
+        for inner in subgraphs(node):
+            yield from nodes(inner)
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def uses(model: onnx.ModelProto) -> Iterator[Use]:
             ) from error
     for one in models:
         scope = Scope(one)
-        yield from (Use(node, scope) for node in nodes(one))
+        yield from (Use(node, scope) for node in nodes(one.graph))
 
 
 def _size(tensor: onnx.TensorProto) -> int:
