@@ -93,9 +93,12 @@ def _indices(ports: Iterable[Any]) -> dict[str, int]:
     return {name: index for index, port in enumerate(ports) for name in port.get_names()}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Held:
-    """The content of one state as one run left it. The next run of the same request ends it."""
+    """The content of one state as one run left it. The next run of the same request ends it.
+
+    Not frozen, although nothing changes it: one is made for each cache in each step, and takes a third of the time so.
+    """
 
     owner: OpenVinoGraph
     past: str
