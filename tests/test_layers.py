@@ -34,7 +34,7 @@ TO_OPENVINO = "genai_bundle.exports.openvino"
 """Writes what only that engine writes, with the backend's own reading of a graph, and a tokenizer by way of
 transformers."""
 
-BOTH_SIDES = ("genai_bundle.cli", "genai_bundle.builder.prove", "genai_bundle.builder.prove_fast", TO_OPENVINO)
+BOTH_SIDES = ("genai_bundle.cli", "genai_bundle.builder.prove", "genai_bundle.builder.measure_fast", TO_OPENVINO)
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -104,8 +104,8 @@ def _build_with(
 ) -> str:
     """One exporter's graphs as a proved bundle."""
     from genai_bundle.builder.adapters.branches import add_branches
+    from genai_bundle.builder.measure_fast import measure_fast
     from genai_bundle.builder.prove import provable, prove_tests
-    from genai_bundle.builder.prove_fast import prove_fast
     from genai_bundle.builder.storage.store import store_weights
     from genai_bundle.builder.variants import with_variants
     from genai_bundle.builder.weights import pack
@@ -147,7 +147,7 @@ def _build_with(
         differences = answers.prove(path, None)
         tell("proving tokens")
         tell.tested(prove_tests(path))
-        tell.figures |= prove_fast(path)
+        tell.figures |= measure_fast(path)
         tell.passed(differences)
         if stored.changed and answers.effect is not None:
             tell.figures |= answers.effect(text, tell)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prove a finished bundle before it gets its name: through the runner's own door, on every variant.
 
-With prove_fast.py the only file of the builder that imports the runner.
+With measure_fast.py the only file of the builder that imports the runner.
 """
 
 from __future__ import annotations

@@ -65,14 +65,14 @@ def finish(found: Assembled, target: Path, options: BuildOptions, tell: Progress
         report.note(line)
 
     def prove(path: Path) -> None:
+        from genai_bundle.builder.measure_fast import measure_fast
         from genai_bundle.builder.prove import prove_tests  # late: brings the runner and its engines
-        from genai_bundle.builder.prove_fast import prove_fast
 
         tell("checking")
         open_bundle(path).close()
         tell("running the tests")
         report.tested(prove_tests(path))
-        report.figures |= prove_fast(path)
+        report.figures |= measure_fast(path)
 
     source = {**report.source(), **found.manifest["source"]}
     manifest = {**found.manifest, "source": source, **{key: value for key, value in options.details.items() if value}}

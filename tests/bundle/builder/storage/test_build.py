@@ -187,7 +187,7 @@ def test_what_means_nothing_is_refused(tiny: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fast_arithmetic_is_proved_within_the_recorded_bound(
+def test_fast_arithmetic_is_measured_and_has_a_recorded_bound(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, report = tmp_path / "small.genai", Report()
@@ -198,5 +198,5 @@ def test_fast_arithmetic_is_proved_within_the_recorded_bound(
         assert all(test.fast and test.fast > 0 for test in pipe.manifest.tests)
         assert all(result.passed for result in run_tests(pipe))
     monkeypatch.setattr("genai_bundle.builder.golden.fast_bound", lambda _: 1e-9)
-    with pytest.raises(ProofError, match="fast arithmetic"):
-        build_checkpoint(tiny, tmp_path / "other.genai", BuildOptions(quantize="int4"))
+    build_checkpoint(tiny, tmp_path / "other.genai", BuildOptions(quantize="int4"), report)
+    assert report.figures["fast arithmetic, ort-cpu"].endswith("run it with --precision exact")

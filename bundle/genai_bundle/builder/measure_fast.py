@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prove what a finished bundle promises of fast arithmetic, on every variant that is run so by default."""
+"""Measure a finished bundle's fast arithmetic, on every variant that is run so by default.
+
+What is found is told and decides nothing: a mixture of experts takes another expert for a small difference, and that is
+no fault of the graph, whose exact arithmetic was proved. `verify --precision fast` then says that the bound is not met.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,18 @@ from pathlib import Path
 from genai_bundle.builder.parity import Array
 from genai_bundle.builder.prove import PORTABLE, Form, forms
 from genai_bundle.bundle import open_bundle
-from genai_bundle.errors import ProofError, UsageError
+from genai_bundle.errors import UsageError
 from genai_runner import load
-from genai_runner.pipeline import Pipeline
-from genai_runner.verify import golden_scores, run_tests, score_gap
+from genai_runner.verify import golden_scores, score_gap
 
 
-def prove_fast(path: Path) -> dict[str, str]:
+def measure_fast(path: Path) -> dict[str, str]:
     """Run the bundle's golden vectors in fast arithmetic on each variant with quantised weights whose engine is here.
 
     The default graphs are left out: what an engine reduces lies in its own operators.
 
     Returns:
         The largest difference from exact arithmetic, in words by a title with the variant.
-
-    Raises:
-        ProofError: a vector is beyond the bound that the bundle has for it.
     """
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
@@ -35,13 +35,12 @@ def prove_fast(path: Path) -> dict[str, str]:
         if form.variant == PORTABLE:
             continue
         fast = _run(path, form, None)
-        if fast is not None and (exact := _run(path, form, "exact")) is not None:
+        if fast and (exact := _run(path, form, "exact")) is not None:
             gap = max((score_gap(*pair) for pair in zip(fast, exact, strict=True)), default=0.0)
-            bound = max(test.fast or 0.0 for test in manifest.tests)
-            if not gap <= bound:
-                message = f"fast arithmetic moves a score by {gap:.3g}, allowed are {bound:g}"
-                raise ProofError(message, where=f"variant '{form.variant}'")
-            figures[f"fast arithmetic, {form.variant}"] = f"a score differs by {gap:.1e}, allowed are {bound:g}"
+            bound = min(test.fast for test in manifest.tests if test.fast is not None)
+            beyond = "" if gap <= bound else ": run it with --precision exact"
+            text = f"a score differs by {gap:.1e}, allowed are {bound:g}{beyond}"
+            figures[f"fast arithmetic, {form.variant}"] = text
     return figures
 
 
@@ -54,13 +53,5 @@ def _run(path: Path, form: Form, precision: str | None) -> Sequence[Array] | Non
     with pipeline:
         if precision is None and all(place.precision == "exact" for place in pipeline.placements.values()):
             return None
-        _check(pipeline, form.variant)
         tests = [test for test in pipeline.manifest.tests if test.compare == "tokens" and test.fast is not None]
         return [scores for test in tests for scores in golden_scores(pipeline, test)]
-
-
-def _check(pipeline: Pipeline, variant: str) -> None:
-    for result in run_tests(pipeline):
-        if not result.passed:
-            where = f"test '{result.name}', output '{result.output}'"
-            raise ProofError(f"the variant '{variant}' in fast arithmetic: {result.detail}", where=where)
