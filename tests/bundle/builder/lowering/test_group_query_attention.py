@@ -39,12 +39,10 @@ def check(given: dict[str, Array], weights: dict[str, Array] | None = None, kept
     return agrees(model, given)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize(("sequence", "past"), [(5, 0), (1, 6), (3, 4)])
+# ONNX Runtime takes several tokens on a cache for one row only.
+@pytest.mark.parametrize(("rows", "sequence", "past"), [(1, 5, 0), (1, 1, 6), (1, 3, 4), (2, 5, 0), (2, 1, 6)])
 @pytest.mark.parametrize("kept", [1, 2, 4])
 def test_heads_and_caches(rows: int, sequence: int, past: int, kept: int) -> None:
-    if rows == 2 and sequence > 1 and past:
-        pytest.skip("ONNX Runtime takes several tokens on a cache for one row only")
     lowered = check(feeds(rows, sequence, past, kept), kept=kept)
     assert [node.op_type for node in nodes(lowered.graph)].count("Attention") == 1
 
