@@ -17,7 +17,7 @@ from genai_bundle.manifest import Generate
 STEPS = 64
 PROMPTS = ("a", "Longer than any window here: forty tokens and some more")
 """The tokenizers of the families have a token for each byte."""
-SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": 7}
+SAMPLED: dict[str, Any] = {"max_tokens": 24, "temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": 7}
 ENGINES = ("openvino", "reference")
 
 
@@ -40,8 +40,8 @@ def generated(path: Path, backend: str, variant: str) -> list[list[int]]:
     with genai_runner.load(path, backend, variant=variant, precision="exact") as pipe:
         ends = list(pipe.manifest.text.eos) if pipe.manifest.text else []
         for prompt in PROMPTS:
-            for options in ({}, SAMPLED):
-                decoder = pipe.generator(prompt, max_tokens=STEPS, **options)
+            for options in ({"max_tokens": STEPS}, SAMPLED):
+                decoder = pipe.generator(prompt, **options)
                 for _ in range(decoder.room):
                     logits = decoder.get_logits().copy()
                     logits[ends] = -np.inf
