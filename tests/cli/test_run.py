@@ -247,7 +247,11 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
 
 
 def test_text_streams_and_an_interrupt_ends_it_with_130(endless: Path) -> None:
-    process = start(endless, "one")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        process = start(endless, "one")
+    finally:
+        signal.signal(signal.SIGINT, before)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, b"")
