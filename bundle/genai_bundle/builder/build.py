@@ -33,10 +33,11 @@ def build(source: Path, target: Path, options: BuildOptions | None = None, progr
         source: a file, a folder, or `org/name`, a repository that the user's Hugging Face cache holds.
 
     Raises:
-        UsageError: nothing recognises the source, or the target exists and may not be replaced.
+        UsageError: an option means nothing, nothing recognises the source, or the target exists already.
         SourceError, ProofError, InvalidBundle: see the builders. Nothing is written.
     """
     options, tell = options or BuildOptions(), Report.of(progress)
+    options.check()
     if not source.exists() and hub.is_repository(source):
         name, source = source, hub.cached_snapshot(source.as_posix())
         tell(f"found {name} in the Hugging Face cache")

@@ -24,7 +24,6 @@ from genai_bundle.builder.adapters.folder import Adapter, check_base, read_adapt
 from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint
 from genai_bundle.builder.options import BuildOptions
 from genai_bundle.builder.report import Report
-from genai_bundle.builder.storage import changes_weights
 from genai_bundle.builder.storage.spool import Spool
 from genai_bundle.errors import ProofError, SourceError, UsageError
 from genai_bundle.writer import Source, write_bundle
@@ -47,10 +46,11 @@ def build_checkpoint(
 
     Raises:
         SourceError: the folder lacks something or holds something that cannot be built.
-        UsageError: the target exists and may not be replaced, or an exporter is not known or installed.
+        UsageError: an option means nothing, the target exists and may not be replaced, or something is not installed.
         ProofError: no exporter's graphs compute what the model computes; nothing is written.
     """
     options, tell = options or BuildOptions(), progress or (lambda _: None)
+    options.check()
     if target.exists() and not options.overwrite:
         raise UsageError("exists already", where=str(target), hint="Give --force (overwrite=True) to replace it")
     tell("reading the checkpoint")
@@ -60,21 +60,18 @@ def build_checkpoint(
 def build_from(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell: Progress) -> str:
     """The same from a checkpoint that has been read, whatever it was read from."""
     kind = kinds.choose(checkpoint.config)
+    exporters = _exporters(kind, options.exporter)
     adapters = [read_adapter(name, path) for name, path in options.adapters.items()]
-    check_installed(checkpoint.path)
     for adapter in adapters:
         check_base(adapter, checkpoint.tensors)
+    tell("starting torch")  # late: seconds of imports that a wrong folder should not cost
+    _check_known(checkpoint)
+    check_installed(checkpoint.path)
     if adapters and find_spec("peft") is None:
         hint = 'Install it with: pip install "genai-bundle[adapters]"'
         raise UsageError("proving an adapter needs peft", where=str(adapters[0].path), hint=hint)
-    from genai_bundle.builder.storage.plan import check_options
-
-    check_options(options)
-    _read_text(options)
-    tell("starting torch")  # late: seconds of imports that a wrong folder should not cost
-    exporters = _exporters(kind, options.exporter)
     evidence = None
-    if not changes_weights(options):  # else what is asked is the model with the weights that the bundle gets
+    if not options.changes_weights:  # else what is asked is the model with the weights that the bundle gets
         tell("asking the model itself")
         evidence = ask_all(kind, checkpoint, adapters, tell)
     report = Report.of(tell)
@@ -111,7 +108,7 @@ def _build_with(
     from genai_bundle.builder.weights import pack
 
     added = add_branches(export.graphs, adapters)
-    text = _read_text(options)
+    text = options.perplexity_text()
     models, entries = with_variants(export.graphs, tell)
     stored = store_weights(models, entries, options, spool, tell, checkpoint.kept)
     answers = evidence
@@ -157,28 +154,14 @@ def _build_with(
     return write_bundle(target, manifest, members, overwrite=options.overwrite, before_commit=prove)
 
 
-def _read_text(options: BuildOptions) -> str | None:
-    """The text that perplexities are measured on. Raises UsageError."""
-    if options.perplexity is None:
-        return None
-    if not changes_weights(options):
-        hint = "Give --quantize too"
-        raise UsageError(
-            "measures what another form of weights changes, and they keep theirs", where="--perplexity", hint=hint
-        )
-    try:
-        return options.perplexity.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot be read as text: {error}", where=str(options.perplexity)) from error
-
-
 def _exporters(kind: kinds.Kind, wanted: str | None) -> Mapping[str, Callable[[Checkpoint], Export]]:
     """All exporters of the kind, or the one that the user wants."""
     known = kind.exporters()
     if wanted is None:
         return known
     if wanted not in known:
-        raise UsageError(f"no exporter for this kind of model is called {wanted!r}", hint=f"Known: {', '.join(known)}")
+        hint = f"Known: {', '.join(known)}"
+        raise UsageError(f"no exporter for this kind of model is called {wanted!r}", where="--exporter", hint=hint)
     return {wanted: known[wanted]}
 
 
@@ -207,6 +190,23 @@ def _all_failed(names: list[str], failures: list[SourceError | ProofError]) -> S
     if len(failures) > 1:
         first.message = "; ".join(f"{name}: {error.message}" for name, error in zip(names, failures, strict=True))
     return first
+
+
+def _check_known(checkpoint: Checkpoint) -> None:
+    """Ask transformers' own table, which it has without torch too. Where it is not installed, that is said next."""
+    if find_spec("transformers") is None:
+        return
+    from genai_bundle.builder.exporters.quiet import quiet
+
+    with quiet():
+        import transformers
+    kind = checkpoint.config["model_type"]
+    if kind not in transformers.CONFIG_MAPPING:
+        code = "; its own code (auto_map) is not run" if checkpoint.config.get("auto_map") else ""
+        raise SourceError(
+            f"model_type is {kind!r}, which transformers {transformers.__version__} does not know{code}",
+            where="config.json", hint="A newer transformers may know it",
+        )  # fmt: skip
 
 
 def check_installed(source: Path, *more: str) -> None:

@@ -7,6 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from genai_bundle.errors import UsageError
+
+FORMS = ("int4", "int8", "fp32", "fp16", "bf16")
+"""What `quantize` and an override can ask for."""
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""The powers of two that ONNX Runtime's operator for quantised products takes."""
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -35,3 +43,32 @@ class BuildOptions:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     allow_lossy: bool = False
     dtype_suffix: str | None = None
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the bundle may hold other numbers than its source."""
+        return self.quantize is not None or bool(self.overrides)
+
+    def check(self) -> None:
+        """What is wrong with the options whatever the source is: asked before anything is read. Raises UsageError."""
+        forms = [("--quantize", self.quantize), *(("--quantize-override", form) for _, form in self.overrides)]
+        for where, form in forms:
+            if form is not None and form not in FORMS:
+                hint = f"Known: {', '.join(FORMS)}"
+                raise UsageError(f"weights cannot be stored as {form!r}", where=where, hint=hint)
+        if self.block_size not in BLOCK_SIZES:
+            hint = f"It takes {', '.join(map(str, BLOCK_SIZES[:-1]))} or {BLOCK_SIZES[-1]}"
+            raise UsageError(f"a block of {self.block_size} elements cannot be had", where="--block-size", hint=hint)
+        self.perplexity_text()
+
+    def perplexity_text(self) -> str | None:
+        """The text that perplexities are measured on. Raises UsageError."""
+        if self.perplexity is None:
+            return None
+        if not self.changes_weights:
+            message = "measures what another form of weights changes, and they keep theirs"
+            raise UsageError(message, where="--perplexity", hint="Give --quantize too")
+        try:
+            return self.perplexity.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot be read as text: {error}", where=str(self.perplexity)) from error

@@ -43,7 +43,13 @@ def check_options(options: BuildOptions, layout: str) -> None:
     """Refuse what is asked of graphs that are taken as they are. Raises UsageError."""
     from genai_bundle.errors import UsageError
 
-    asked = {"--exporter": options.exporter, "--quantize": options.quantize, "--adapter": options.adapters}
+    asked = {
+        "--exporter": options.exporter,
+        "--quantize": options.quantize,
+        "--quantize-override": options.overrides,
+        "--quantize-exclude": options.exclude,
+        "--adapter": options.adapters,
+    }
     for name, value in asked.items():
         if value:
             raise UsageError(f"{name} works on checkpoints; this is {layout}, whose graphs are taken as they are")

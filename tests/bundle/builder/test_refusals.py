@@ -61,3 +61,50 @@ def test_one_line_that_names_file_and_key(folder: Path, damage: Callable[[Path],
     for name in names:
         assert name in done.err
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--quantize", "int3"], "--quantize: weights cannot be stored as 'int3'. Known: int4, int8, fp32, fp16, bf16"),
+        (["--quantize-override", "a=q4"], "--quantize-override: weights cannot be stored as 'q4'"),
+        (["--quantize", "int4", "--block-size", "48"], "--block-size: a block of 48 elements cannot be had"),
+        (["--perplexity", "text.txt"], "Give --quantize too"),
+        (["--quantize", "int4", "--perplexity", "absent.txt"], "absent.txt: cannot be read as text"),
+        (["--exporter", "other"], "no exporter for this kind of model is called 'other'. Known: transformers"),
+        (["--adapter", "a/b=lora"], "'a/b' cannot be an adapter's name"),
+        (["--adapter", "pirate=absent"], "absent"),
+    ],
+)
+def test_a_wrong_option_is_refused_whatever_is_installed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.setattr("genai_bundle.builder.from_checkpoint.find_spec", lambda name: None)
+    done = command("build", folder, "-o", folder / "x.genai", *options)
+    assert (done.code in (2, 3), done.out, done.err.count("\n")) == (True, "", 1)
+    assert message in done.err
+    assert "pip install" not in done.err
+    assert not (folder / "x.genai").exists()
+
+
+def test_a_wrong_option_is_refused_before_the_source_is_read(tmp_path: Path) -> None:
+    done = command("build", tmp_path, "-o", tmp_path / "x.genai", "--quantize", "int3")
+    assert done.code == 2
+    assert "'int3'" in done.err
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("more", [{}, {"auto_map": {"AutoConfig": "code.FooConfig"}}])
+def test_an_unknown_model_type_needs_no_torch_to_be_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, object]
+) -> None:
+    from genai_bundle.builder import from_checkpoint
+
+    present = from_checkpoint.find_spec
+    monkeypatch.setattr(from_checkpoint, "find_spec", lambda name: None if name == "torch" else present(name))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", config | {"model_type": "foo", "architectures": ["FooForCausalLM"]} | more)
+    done = command("build", folder, "-o", folder / "x.genai")
+    assert (done.code, done.out, done.err.count("\n")) == (3, "", 1)
+    assert "config.json: model_type is 'foo', which transformers " in done.err
+    assert ("auto_map" in done.err) == bool(more)

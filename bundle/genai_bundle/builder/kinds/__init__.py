@@ -53,7 +53,7 @@ class Kind(Protocol):
         ...
 
     def exporters(self) -> Mapping[str, Callable[[Checkpoint], Export]]:
-        """What can make the graphs, by name, in the order in which it is tried. Imports torch when called."""
+        """What can make the graphs, by name, in the order in which it is tried. Torch is imported in each."""
         ...
 
     def ask(self, checkpoint: Checkpoint) -> Evidence:

@@ -35,13 +35,25 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 
 def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
-    from genai_bundle.builder.exporters import mobius, transformers
+    return {"transformers": _whole, "mobius": _mobius, "transformers-steps": _steps_only}
 
-    return {
-        "transformers": transformers.export_decoder,
-        "mobius": mobius.export_decoder,
-        "transformers-steps": transformers.export_steps,
-    }
+
+def _whole(checkpoint: Checkpoint) -> Export:
+    from genai_bundle.builder.exporters import transformers
+
+    return transformers.export_decoder(checkpoint)
+
+
+def _mobius(checkpoint: Checkpoint) -> Export:
+    from genai_bundle.builder.exporters import mobius
+
+    return mobius.export_decoder(checkpoint)
+
+
+def _steps_only(checkpoint: Checkpoint) -> Export:
+    from genai_bundle.builder.exporters import transformers
+
+    return transformers.export_steps(checkpoint)
 
 
 def ask(checkpoint: Checkpoint) -> Evidence:

@@ -31,14 +31,15 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 
 def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
+    return {"transformers": _export}
+
+
+def _export(checkpoint: Checkpoint) -> Export:
     from genai_bundle.builder.exporters.encoder import export_dual
     from genai_bundle.builder.preprocess import make_preprocess
 
-    def export(checkpoint: Checkpoint) -> Export:
-        made = export_dual(checkpoint)
-        return replace(made, graphs={**made.graphs, "preprocess": make_preprocess(read_processor(checkpoint.path))})
-
-    return {"transformers": export}
+    made = export_dual(checkpoint)
+    return replace(made, graphs={**made.graphs, "preprocess": make_preprocess(read_processor(checkpoint.path))})
 
 
 def ask(checkpoint: Checkpoint) -> Evidence:

@@ -39,9 +39,13 @@ def _task(config: Mapping[str, Any]) -> str | None:
 
 
 def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
+    return {"transformers": _export}
+
+
+def _export(checkpoint: Checkpoint) -> Export:
     from genai_bundle.builder.exporters.encoder import export_encoder
 
-    return {"transformers": export_encoder}
+    return export_encoder(checkpoint)
 
 
 def ask(checkpoint: Checkpoint) -> Evidence:

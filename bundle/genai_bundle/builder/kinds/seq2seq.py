@@ -35,13 +35,14 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 
 def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
+    return {"transformers": _export}
+
+
+def _export(checkpoint: Checkpoint) -> Export:
     from genai_bundle.builder.exporters.seq2seq import export_text
 
-    def export(checkpoint: Checkpoint) -> Export:
-        start = len(generation.start_tokens(checkpoint))
-        return generation.with_rules(export_text(checkpoint), generation.rules(checkpoint, start))
-
-    return {"transformers": export}
+    start = len(generation.start_tokens(checkpoint))
+    return generation.with_rules(export_text(checkpoint), generation.rules(checkpoint, start))
 
 
 def ask(checkpoint: Checkpoint) -> Evidence:

@@ -50,21 +50,22 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 
 def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
+    return {"transformers": _export}
+
+
+def _export(checkpoint: Checkpoint) -> Export:
     from tokenizers import Tokenizer
 
     from genai_bundle.builder.exporters.seq2seq import export_speech
     from genai_bundle.builder.log_mel import make_log_mel
 
-    def export(checkpoint: Checkpoint) -> Export:
-        prompt = read_prompt(checkpoint)
-        made = generation.with_rules(export_speech(checkpoint), generation.rules(checkpoint, prompt.length))
-        graphs = {**made.graphs, "log_mel": make_log_mel(read_spectrogram(checkpoint))}
-        if prompt.languages:
-            graphs["detect"] = make_detect(prompt)
-            graphs["words"] = make_words(prompt, Tokenizer.from_str(checkpoint.text.tokenizer.decode()))
-        return replace(made, graphs=graphs)
-
-    return {"transformers": export}
+    prompt = read_prompt(checkpoint)
+    made = generation.with_rules(export_speech(checkpoint), generation.rules(checkpoint, prompt.length))
+    graphs = {**made.graphs, "log_mel": make_log_mel(read_spectrogram(checkpoint))}
+    if prompt.languages:
+        graphs["detect"] = make_detect(prompt)
+        graphs["words"] = make_words(prompt, Tokenizer.from_str(checkpoint.text.tokenizer.decode()))
+    return replace(made, graphs=graphs)
 
 
 def ask(checkpoint: Checkpoint) -> Evidence:

@@ -7,10 +7,3 @@
 """
 
 from __future__ import annotations
-
-from genai_bundle.builder.options import BuildOptions
-
-
-def changes_weights(options: BuildOptions) -> bool:
-    """Whether the bundle may hold other numbers than the checkpoint."""
-    return options.quantize is not None or bool(options.overrides)

@@ -14,15 +14,13 @@ import onnx_ir as ir
 from genai_bundle.builder.options import BuildOptions
 from genai_bundle.builder.prequantised import KeptBlocks
 from genai_bundle.builder.shards import INLINE
-from genai_bundle.builder.storage.blocks import LARGEST, SMALLEST, BlockForm, fitting_block
+from genai_bundle.builder.storage.blocks import BlockForm, fitting_block
 from genai_bundle.builder.storage.uses import Way, way
 from genai_bundle.builder.tensors import WeightTensor
 from genai_bundle.errors import UsageError
 
 FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 BITS = {"int4": 4, "int8": 8}
-FORMS = (*BITS, *FLOATS)
-"""What `--quantize` and an override can ask for."""
 
 Form = ir.DataType | BlockForm
 """A float type, or blocks of integers."""
@@ -57,7 +55,7 @@ def make_plan(
     Raises:
         UsageError: a pattern matches no weight, or an option has a value that means nothing.
     """
-    check_options(options)
+    options.check()
     weights: dict[str, WeightTensor] = {}
     ways: dict[str, set[Way]] = {}
     for graph in graphs:
@@ -84,17 +82,6 @@ def make_plan(
                 left[name] = found
         choices[name] = choice
     return Plan(weights, choices, left)
-
-
-def check_options(options: BuildOptions) -> None:
-    """What is wrong with the options whatever the model is. Raises UsageError."""
-    for word in (options.quantize, *(form for _, form in options.overrides)):
-        if word is not None and word not in FORMS:
-            raise UsageError(f"weights cannot be stored as {word!r}", hint=f"Known: {', '.join(FORMS)}")
-    size = options.block_size
-    if not SMALLEST <= size <= LARGEST or size & (size - 1):
-        hint = "It takes 16, 32, 64, 128 or 256"
-        raise UsageError(f"a block of {size} elements cannot be had", hint=hint)
 
 
 def _wanted(name: str, options: BuildOptions) -> str | None:
