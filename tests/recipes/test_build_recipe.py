@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 import genai_runner
 from genai_bundle.builder.recipe import build_recipe
+from genai_bundle.builder.report import Report, summary
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import GenaiError, InvalidBundle, ProofError, SourceError, UsageError
 
@@ -137,14 +139,38 @@ def test_weights_go_into_a_shard(build: Build, tmp_path: Path, external: bool) -
     assert path.read_bytes() == same.read_bytes()
 
 
-def test_embedded_and_external_weights_give_the_same_bundle(build: Build, tmp_path: Path) -> None:
+def test_embedded_and_external_weights_give_the_same_members(build: Build, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     made = []
     for external in (False, True):
         weighty(tmp_path / "models", external=external)
         text = WEIGHTY[: WEIGHTY.index("tests:")]
-        made.append(build(text, f"{external}.genai").read_bytes())
+        with open_bundle(build(text, f"{external}.genai")) as bundle:
+            made.append({path: bundle.read(path) for path in bundle.manifest.files})
     assert made[0] == made[1]
+
+
+def test_what_was_read_is_recorded(build: Build, tmp_path: Path) -> None:
+    """Digests as hashlib gives them, under the recipe's own names; of a whole path only the file's name is kept."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "other").mkdir()
+    weighty(tmp_path / "models", external=True)
+    weighty(tmp_path / "other", external=False)
+    np.save(tmp_path / "x.npy", np.zeros((1, 100), np.float32))
+    np.save(tmp_path / "y.npy", np.ones((1, 10), np.float32))
+    text = WEIGHTY.replace("graphs: {g: models/g.onnx}", f"graphs: {{g: models/g.onnx, h: {tmp_path}/other/g.onnx}}")
+    text = text.replace("- emit: {y: product}", "- {run: h, in: {x: x}, out: {y: more}}\n- emit: {y: product, z: more}")
+    text = text.replace('outputs: {y: "f32[1,10]"}', 'outputs: {y: "f32[1,10]", z: "f32[1,10]"}')
+    report = Report()
+    with open_bundle(build(f"{text}source: {{repo: a/b}}\n", progress=report)) as bundle:
+        source = bundle.manifest.source
+        report.path = tmp_path / "recipe.yaml"
+        size = summary(report, bundle)["read"]["size"]
+    read = {name: tmp_path / name for name in ("recipe.yaml", "models/g.onnx", "models/g.data", "x.npy", "y.npy")}
+    read["g.onnx"] = tmp_path / "other" / "g.onnx"
+    assert source["repo"] == "a/b"
+    assert source["files"] == {name: sha256(path.read_bytes()).hexdigest() for name, path in read.items()}
+    assert size == sum(path.stat().st_size for name, path in read.items() if name != "g.onnx")
 
 
 def test_old_graph_with_initializers_among_its_inputs(build: Build, tmp_path: Path) -> None:

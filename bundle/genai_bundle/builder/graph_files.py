@@ -76,6 +76,12 @@ def read_file(path: Path, where: str) -> onnx.ModelProto:
         raise SourceError(f"{path.name} is not an ONNX model", where=where) from error
 
 
+def external_files(model: onnx.ModelProto) -> list[str]:
+    """The files that hold the model's external data, as it names them."""
+    entries = (item for tensor in model.graph.initializer for item in tensor.external_data)
+    return sorted({item.value for item in entries if item.key == "location"})
+
+
 def domains(model: onnx.ModelProto) -> set[str]:
     """The operator domains that the model's nodes use, save ONNX's own and those of its functions."""
     bodies = [model.graph.node, *(function.node for function in model.functions)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx
@@ -17,7 +17,7 @@ from jsonschema.exceptions import best_match
 
 from genai_bundle import FORMAT_VERSION
 from genai_bundle.builder.compact import parse_type
-from genai_bundle.builder.graph_files import adapter_member, pack_graph, parse_text, read_file, used
+from genai_bundle.builder.graph_files import adapter_member, external_files, pack_graph, parse_text, read_file, used
 from genai_bundle.builder.portable_form import ORT, lowered, original_variant
 from genai_bundle.builder.recipe_file import RecipeFile, read_recipe_file
 from genai_bundle.builder.report import Report
@@ -85,6 +85,7 @@ def assemble(
     if needs:
         manifest["requires"] = [*manifest.get("requires", []), *needs]
     _add_assets(source, manifest, members)
+    manifest["source"] = {**manifest.get("source", {}), "files": source.digests()}
     return manifest, members
 
 
@@ -189,7 +190,10 @@ def _model(source: RecipeFile, entry: Mapping[str, Any], where: str) -> tuple[on
             return parse_text(entry["onnx"], where), None, where
         where = f"{where}.file" if f"{where}.file" in source.lines else where
         path = _file(source, entry["file"], where)
-        return read_file(path, where), path.parent, where
+        model = read_file(path, where)
+        for name in external_files(model):
+            source.file((PurePosixPath(entry["file"]).parent / name).as_posix())
+        return model, path.parent, where
     except SourceError as error:
         if not (error.where or "").startswith(source.path.name):
             error.where = source.place(error.where or where)
@@ -197,7 +201,7 @@ def _model(source: RecipeFile, entry: Mapping[str, Any], where: str) -> tuple[on
 
 
 def _file(source: RecipeFile, name: str, where: str) -> Path:
-    path = source.path.parent / name
+    path = source.file(name)
     if not path.is_file():
         hint = "File names are relative to the recipe's folder"
         raise source.error(f"there is no file {name}", where, hint)

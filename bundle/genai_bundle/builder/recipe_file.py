@@ -7,10 +7,11 @@ tags, no duplicate keys. So a recipe holds nothing that the manifest's JSON coul
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -44,6 +45,25 @@ class RecipeFile:
     path: Path
     document: Mapping[str, Any]
     lines: Mapping[str, int]
+    read: dict[str, Path] = field(default_factory=dict)
+    """What was read for it, by name: filled while a bundle is made."""
+
+    def file(self, name: str) -> Path:
+        """The file that the recipe calls so; it is taken down as read."""
+        path = self.path.parent / name
+        plain = PurePosixPath(name)
+        known = plain.name if plain.is_absolute() else plain.as_posix()  # a bundle names no folders of its maker's
+        while self.read.setdefault(known, path) != path:
+            known += "'"
+        return path
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256, in hex, of the recipe and of every file that was read."""
+        found = {}
+        for name, path in {**self.read, self.path.name: self.path}.items():
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return dict(sorted(found.items()))
 
     def place(self, where: str) -> str:
         """`recipe.yaml:12: steps[1].run`, with the line of the nearest value that the recipe holds."""

@@ -114,7 +114,6 @@ def _read_size(source: Path | None, files: Any) -> int | None:
     """Bytes of the source's files, None where the record does not name them."""
     if source is None:
         return None
-    if source.is_file():
-        return source.stat().st_size
-    names = [source / name for name in files] if isinstance(files, Mapping) else []
+    folder = source.parent if source.is_file() else source
+    names = [folder / name for name in files] if isinstance(files, Mapping) else []
     return sum(path.stat().st_size for path in names if path.is_file()) or None
