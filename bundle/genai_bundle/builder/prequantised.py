@@ -53,7 +53,7 @@ def unpacked(
     if method not in ("gptq", "awq"):
         raise SourceError(
             f"quant_method is {method!r}; of quantised checkpoints gptq and awq can be built", where="config.json",
-            hint="Build from the original checkpoint, with --quantize",
+            hint="Build from a version whose weights are floats, with --quantize",
         )  # fmt: skip
     bits, group = config.get("bits"), config.get("group_size")
     if bits not in ((4, 8) if method == "gptq" else (4,)) or type(group) is not int:

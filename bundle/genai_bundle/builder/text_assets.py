@@ -19,6 +19,9 @@ Json = Any
 _OLDER = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 """Files of a tokenizer in the forms that came before tokenizer.json."""
 
+_PIECES = ("source.spm", "target.spm")
+"""Two sentencepiece models beside one vocab.json, which numbers their pieces: what Marian's translators have."""
+
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -54,7 +57,7 @@ def read_text_assets(path: Path, config: Mapping[str, Json], generation_config: 
 def _read_tokenizer(path: Path) -> tuple[bytes, Tokenizer, list[str]]:
     """The tokenizer as tokenizer.json, and the files that it was read from."""
     file = path / "tokenizer.json"
-    files = [file.name] if file.is_file() else [name for name in _OLDER if (path / name).is_file()]
+    files = [file.name] if file.is_file() else [name for name in (*_PIECES, *_OLDER) if (path / name).is_file()]
     raw = file.read_bytes() if file.is_file() else _convert(path, files)
     try:
         return raw, Tokenizer.from_str(raw.decode("utf-8")), files
@@ -66,6 +69,12 @@ def _read_tokenizer(path: Path) -> tuple[bytes, Tokenizer, list[str]]:
 
 def _convert(path: Path, files: list[str]) -> bytes:
     """What transformers makes of a tokenizer's older form."""
+    pieces = [name for name in files if name in _PIECES]
+    if pieces:
+        raise SourceError(
+            f"tokenizer.json is missing; {' and '.join(pieces)} cannot be converted to it", where=str(path),
+            hint="Put a tokenizer.json beside them, such as that of the model's conversion for transformers.js",
+        )  # fmt: skip
     reason = f"; {', '.join(files)} alone is not enough" if files else ""
     if files and find_spec("transformers") is not None:
         from transformers import AutoTokenizer

@@ -13,13 +13,15 @@ import pytest
 
 from families import BASE, save, write_json, write_text_files
 
+_DTYPES = {"<f4": "F32", "|u1": "U8"}
+
 
 def safetensors_bytes(tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
-    """A safetensors file of float32 tensors, made by hand: tests change it into what no library would write."""
+    """A safetensors file of float32 tensors or bytes, made by hand: tests make of it what no library would write."""
     header, data = {}, b""
     for name, array in tensors.items():
         end = len(data) + array.nbytes
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [len(data), end]}
+        header[name] = {"dtype": _DTYPES[array.dtype.str], "shape": list(array.shape), "data_offsets": [len(data), end]}
         data += array.tobytes()
     raw = json.dumps(header).encode()
     return len(raw).to_bytes(8, "little") + raw + data

@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bundle.builder.conftest import safetensors_bytes
 from cli.samples import command
 from families import write_json
 
@@ -42,6 +44,31 @@ def a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def four_bit_floats(folder: Path) -> None:
+    """Experts as gpt-oss is published: blocks of 32 elements of four bits, each with an exponent."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    form = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    named = {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "quantization_config": form}
+    write_json(folder / "config.json", config | named)
+    experts = "model.layers.0.mlp.experts.gate_up_proj"
+    tensors = {
+        f"{experts}_blocks": np.zeros((2, 64, 1, 16), np.uint8),
+        f"{experts}_scales": np.zeros((2, 64, 1), np.uint8),
+    }
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+
+
+def pieces_of_two_languages(folder: Path) -> None:
+    """A translator of Marian's as it is published."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = {"model_type": "marian", "architectures": ["MarianMTModel"], "is_encoder_decoder": True}
+    write_json(folder / "config.json", config | named)
+    (folder / "tokenizer.json").unlink()
+    for name in ("source.spm", "target.spm"):
+        (folder / name).write_bytes(b"pieces")
+    write_json(folder / "vocab.json", {"</s>": 0, "<unk>": 1})
+
+
 @pytest.mark.parametrize(
     ("damage", "names"),
     [
@@ -51,6 +78,8 @@ def a_pickle(folder: Path) -> None:
         (other_tokenizer, ["tokenizer.json", "258", "vocab_size"]),
         (unknown_architecture, ["config.json", "NoSuchThing"]),
         (a_pickle, ["model.safetensors is missing", "pytorch_model.bin"]),
+        (four_bit_floats, ["config.json", "quant_method is 'mxfp4'", "a version whose weights are floats"]),
+        (pieces_of_two_languages, ["tokenizer.json is missing", "source.spm and target.spm", "Put a tokenizer.json"]),
     ],
 )
 def test_one_line_that_names_file_and_key(folder: Path, damage: Callable[[Path], None], names: list[str]) -> None:
