@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from genai_bundle.writer import write_bundle
 from runner.tiny import HEADER
@@ -27,13 +27,13 @@ def weighty(
     target: Path, tensors: dict[str, np.ndarray[Any, Any]], *, text: str = ADD, pad: int = 0, **more: Any
 ) -> Path:
     """A bundle whose graph has these tensors in a shard, in this order, after `pad` bytes."""
-    model = onnx.parser.parse_model(HEADER + text)
+    model = onnx.parser.parse_model(text if text.startswith("<") else HEADER + text)
     data = bytes(pad)
     for name, array in tensors.items():
         tensor = model.graph.initializer.add(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
         tensor.dims.extend(array.shape)
         data += bytes(-len(data) % 64)
-        raw = array.tobytes()
+        raw = numpy_helper.from_array(array).raw_data
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", "weights/add-00.bin"), ("offset", len(data)), ("length", len(raw))):
             tensor.external_data.add(key=key, value=str(value))

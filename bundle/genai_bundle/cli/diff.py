@@ -154,6 +154,9 @@ def _tensor(tensor: Any) -> Row:
         text = f"{tensor['before']}: {tensor['bytes']['differ']} of {tensor['bytes']['of']} bytes differ"
     else:
         text = " → ".join(tensor[side] for side in ("before", "after") if side in tensor)
+    if "dequantised" in tensor:
+        apart = tensor["dequantised"]
+        text += f"; dequantised: largest difference {_number(apart['max_abs'])}, relative {_number(apart['rel'])}"
     return _sign(kind), tensor["name"], f"{text}  {', '.join(f'[{name}]' for name in tensor['graphs'])}"
 
 

@@ -32,7 +32,8 @@ class Difference:
     """Every part is JSON; an empty one means that there is no difference in it.
 
     manifest: {path, change, before, after} for each key. members: the same for each member, with sizes and digests.
-    graphs: by the name of graph and form. tensors: by initializer. same: how many tensors have the same bytes.
+    graphs: by the name of graph and form. tensors: by initializer; the first changed part of a quantised weight has the
+    distance of what the weight stands for, too. same: how many tensors have the same bytes.
     tokenizer: what its vocabulary gained and lost. template: a unified diff.
     """
 

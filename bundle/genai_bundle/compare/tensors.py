@@ -4,38 +4,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from genai_bundle.compare.blocks import Quantised, quantised
+from genai_bundle.compare.places import Place, places, view
 
 if TYPE_CHECKING:
-    import onnx
-
     from genai_bundle.bundle import Bundle
 
 Json = Any
 Progress = Callable[[int, int], None]
+Key = tuple[str, Place | None, Place | None]
+"""An initializer's name, and where it lies in both bundles."""
 
 CHUNK = 1 << 20
 """Elements at a time, in float64 while they are compared: some tens of MiB however large a tensor is."""
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 BYTES = 4 << 20
-
-
-@dataclass(frozen=True)
-class Place:
-    """A tensor's bytes: `length` of them at `offset` of a shard, or `inside` the graph."""
-
-    dtype: int
-    shape: tuple[int, ...]
-    member: str
-    offset: int
-    length: int
-    inside: bytes = b""
 
 
 @dataclass
@@ -54,49 +46,48 @@ def compare_tensors(
 
     Tensors that several graphs share are compared, and told, once.
     """
-    pairs: dict[tuple[str, Place | None, Place | None], list[str]] = {}
+    pairs: dict[Key, list[str]] = {}
+    blocks: dict[tuple[Quantised, Quantised], list[Key]] = {}
     for before, after, role in graphs:
-        had, has = places(first.graph(before)), places(second.graph(after))
+        models = first.graph(before), second.graph(after)
+        had, has = (places(model) for model in models)
         for name in dict.fromkeys((*had, *has)):
             pairs.setdefault((name, had.get(name), has.get(name)), []).append(role)
+        sides = quantised(models[0], had), quantised(models[1], has)
+        for name in sides[0].keys() & sides[1].keys():
+            pair = (sides[0][name], sides[1][name])
+            parts = dict.fromkeys(part for side in pair for part in side.parts)
+            blocks[pair] = [(part, had.get(part), has.get(part)) for part in parts]
     total = sum(old.length for _, old, new in pairs if old and new and _needs_reading(first, second, old, new))
     found, done = Tensors(), 0
-    for (name, old, new), roles in pairs.items():
-        said = _compare(first, second, old, new)
+    told: dict[Key, Json] = {}
+    for key, roles in pairs.items():
+        name, old, new = key
+        said = told[key] = {"name": name, "graphs": roles, **_compare(first, second, old, new)}
         if said["change"] == "same":
             found.same += 1
         else:
-            found.changed.append({"name": name, "graphs": roles, **said})
+            found.changed.append(said)
             found.touched.update(roles)
         if old and new and _needs_reading(first, second, old, new):
             done += old.length
             if progress is not None:
                 progress(done, total)
+    for pair, keys in blocks.items():
+        apart = [told[key] for key in keys if told[key]["change"] in ("changed", "retyped")]
+        if apart and pair[0].shape == pair[1].shape:
+            apart[0]["dequantised"] = _blocks_apart(first, second, *pair)
     return found
 
 
-def places(model: onnx.ModelProto) -> dict[str, Place]:
-    """The initializers of a graph that has passed `sanitize`."""
-    found = {}
-    for tensor in model.graph.initializer:
-        entry = {item.key: item.value for item in tensor.external_data}
-        shape = tuple(tensor.dims)
-        if entry:
-            place = Place(tensor.data_type, shape, entry["location"], int(entry["offset"]), int(entry["length"]))
-        else:
-            raw = _inside(tensor)
-            place = Place(tensor.data_type, shape, "", 0, len(raw), raw)
-        found[tensor.name] = place
-    return found
-
-
-def _inside(tensor: onnx.TensorProto) -> bytes:
-    """The bytes of a tensor that lies in the graph, however they are spelt."""
-    if tensor.HasField("raw_data"):
-        return bytes(tensor.raw_data)
-    if tensor.data_type == TensorProto.STRING:
-        return b"\0".join(tensor.string_data)
-    return bytes(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+def _blocks_apart(first: Bundle, second: Bundle, old: Quantised, new: Quantised) -> dict[str, Json]:
+    """The distance of what two quantised weights stand for, some rows at a time."""
+    count, length = old.shape
+    step = max(1, CHUNK // length)
+    return _distance(
+        (old.rows(first, start, min(start + step, count)), new.rows(second, start, min(start + step, count)))
+        for start in range(0, count, step)
+    )
 
 
 def _needs_reading(first: Bundle, second: Bundle, old: Place, new: Place) -> bool:
@@ -118,7 +109,10 @@ def _compare(first: Bundle, second: Bundle, old: Place | None, new: Place | None
     said = {"change": "changed", "before": _form(old)}
     if old.dtype not in FLOATS:
         return said | {"bytes": _bytes_apart(first, second, old, new)}
-    return said | _distance(first, second, old, new)
+    dtype = helper.tensor_dtype_to_np_dtype(old.dtype)
+    a, b = (np.frombuffer(view(bundle, place), dtype) for bundle, place in ((first, old), (second, new)))
+    starts = range(0, len(a), CHUNK)
+    return said | _distance((a[start : start + CHUNK], b[start : start + CHUNK]) for start in starts)
 
 
 def _form(place: Place | None) -> str:
@@ -131,35 +125,30 @@ def _where(place: Place) -> str:
     return f"{place.member}, byte {place.offset}" if place.member else "inside the graph"
 
 
-def _view(bundle: Bundle, place: Place) -> memoryview:
-    if not place.member:
-        return memoryview(place.inside)
-    return bundle.view(place.member)[place.offset : place.offset + place.length]
-
-
 def _equal(first: Bundle, second: Bundle, old: Place, new: Place) -> bool:
     if old.length != new.length:
         return False
-    a, b = _view(first, old), _view(second, new)
+    a, b = view(first, old), view(second, new)
     return all(a[start : start + BYTES] == b[start : start + BYTES] for start in range(0, old.length, BYTES))
 
 
 def _bytes_apart(first: Bundle, second: Bundle, old: Place, new: Place) -> Json:
-    """How many bytes differ, of how many; quantised weights have no distance by themselves."""
-    a, b = (np.frombuffer(_view(bundle, place), np.uint8) for bundle, place in ((first, old), (second, new)))
+    """How many bytes differ, of how many: integers of a quantised weight have no distance by themselves."""
+    a, b = (np.frombuffer(view(bundle, place), np.uint8) for bundle, place in ((first, old), (second, new)))
     size = min(len(a), len(b))
     apart = sum(int(np.count_nonzero(a[i : i + BYTES] != b[i : i + BYTES])) for i in range(0, size, BYTES))
     return {"differ": apart + abs(len(a) - len(b)), "of": max(len(a), len(b))}
 
 
-def _distance(first: Bundle, second: Bundle, old: Place, new: Place) -> dict[str, Json]:
-    """max_abs: the largest difference of an element. rel: the norm of the difference, over that of `first`'s tensor."""
-    dtype = helper.tensor_dtype_to_np_dtype(old.dtype)
-    a, b = (np.frombuffer(_view(bundle, place), dtype) for bundle, place in ((first, old), (second, new)))
+def _distance(parts: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> dict[str, Json]:
+    """max_abs: the largest difference of an element. rel: the norm of the difference, over that of the first tensor.
+
+    parts: both tensors, some elements at a time.
+    """
     largest, apart, norm = 0.0, 0.0, 0.0
     with np.errstate(all="ignore"):  # weights may hold infinities, and then so do the figures
-        for start in range(0, len(a), CHUNK):
-            x, y = (part[start : start + CHUNK].astype(np.float64) for part in (a, b))
+        for pair in parts:
+            x, y = (part.astype(np.float64) for part in pair)
             gap = np.abs(x - y)
             gap[(x == y) | (np.isnan(x) & np.isnan(y))] = 0.0
             largest = max(largest, float(np.nan_to_num(gap, nan=np.inf, posinf=np.inf).max(initial=0.0)))
