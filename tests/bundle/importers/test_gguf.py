@@ -173,10 +173,11 @@ def test_llama3_scaling_is_recovered_from_its_factors(letters: dict[str, Any], t
 
 @pytest.mark.shared
 def test_a_build_gives_the_published_greedy_text(shared: Path, tmp_path: Path) -> None:
+    optional("mobius", "torch")  # the quick exporter: tracing five layers takes a minute, and what is asked is the same
     source = shared / "checkpoints" / "stories260K"
     path = write_checkpoint(source, tmp_path / "stories.gguf", more={"general.license": "MIT"})
     told: list[str] = []
-    build(path, tmp_path / "out.genai", BuildOptions(), told.append)
+    build(path, tmp_path / "out.genai", BuildOptions(exporter="mobius"), told.append)
     assert told[0] == "this is a GGUF file"
     golden = json.loads((source / "golden_greedy.json").read_text(encoding="utf-8"))
     start, steps = len(golden["prompt_ids"]), 60
@@ -184,6 +185,20 @@ def test_a_build_gives_the_published_greedy_text(shared: Path, tmp_path: Path) -
         assert pipeline.manifest.license == "MIT"
         assert pipeline.manifest.name == "stories"
         assert pipeline("", max_tokens=steps).tokens == golden["greedy_ids"][start : start + steps]
+
+
+@pytest.mark.shared
+def test_a_build_by_the_first_exporter_says_what_the_original_says(letters: dict[str, Any], tmp_path: Path) -> None:
+    """One layer: tracing takes as long as there are layers."""
+    model = random_model("llama", num_hidden_layers=1)
+    settings = SIZES | {"num_hidden_layers": 1, "rms_norm_eps": model.config.rms_norm_eps}
+    path = write_gguf(tmp_path / "one.gguf", "llama", settings, weights(model), letters)
+    build(path, tmp_path / "out.genai")
+    with torch.no_grad():
+        expected = model.generate(torch.tensor([[1]]), max_new_tokens=30, do_sample=False, eos_token_id=None)
+    with load(tmp_path / "out.genai") as pipeline:
+        assert pipeline.manifest.source["exporter"]["name"] == "transformers.exporters.OnnxExporter"
+        assert pipeline("", max_tokens=30).tokens == expected[0, 1:].tolist()
 
 
 @pytest.mark.shared
