@@ -20,10 +20,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from genai_bundle.builder.checkpoint import Checkpoint
+from genai_bundle.builder.exporters.conversion import convert
 from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.builder.exporters.skeleton import construct
 from genai_bundle.builder.exporters.tracing import match_weights
-from genai_bundle.builder.tensors import WeightTensor
+from genai_bundle.builder.tensors import FLOATS, DerivedTensor, WeightTensor
 from genai_bundle.errors import ProofError, SourceError
 
 LOADED = 1 << 30
@@ -69,11 +70,13 @@ def _loaded(checkpoint: Checkpoint, auto: Any) -> Any:
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")
     if checkpoint.changed:
-        weights = match_weights(model, checkpoint)
-        _check_known(checkpoint, weights)
+        weights, parts = _changed_weights(model, checkpoint)
         for name, parameter in model.named_parameters():
-            if weights[name].name in checkpoint.changed:
-                parameter.copy_(_torch(checkpoint.changed[str(weights[name].name)]))
+            own = str(weights[name].name)
+            if own in checkpoint.changed:
+                parameter.copy_(_torch(checkpoint.changed[own]))
+            elif parts and own not in checkpoint.tensors:  # joined of tensors, perhaps of these
+                parameter.copy_(_torch(weights[name]))
     return model
 
 
@@ -86,8 +89,7 @@ def _streamed(checkpoint: Checkpoint, auto: Any) -> Any:
     model.set_attn_implementation("eager")
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")
-    weights = match_weights(model, checkpoint)
-    _check_known(checkpoint, weights)
+    weights, _ = _changed_weights(model, checkpoint)
     for name, buffer in model.named_buffers():
         if name in weights:
             buffer.copy_(_torch(weights[name]))
@@ -101,11 +103,29 @@ def _streamed(checkpoint: Checkpoint, auto: Any) -> Any:
     return model
 
 
-def _check_known(checkpoint: Checkpoint, weights: Mapping[str, ir.TensorProtocol]) -> None:
-    strange = set(checkpoint.changed) - {str(tensor.name) for tensor in weights.values()}
+def _changed_weights(model: Any, checkpoint: Checkpoint) -> tuple[Mapping[str, ir.TensorProtocol], set[str]]:
+    """For each parameter its tensor, and the changed tensors of the checkpoint that parameters are joined of.
+
+    A parameter that is one of its tensors still has what the checkpoint holds, a joined one the changed parts.
+    """
+    held, unused = convert(model, checkpoint.tensors)
+    parts = (checkpoint.changed.keys() & checkpoint.tensors.keys()) - {weight.name for weight in held.values()}
+    parts -= set(unused)
+    if parts:  # an exporter may keep each expert by itself where transformers has one parameter of all
+        held, _ = convert(model, {**checkpoint.tensors, **{name: _part(checkpoint, name) for name in parts}})
+    weights = match_weights(model, checkpoint, held)
+    strange = checkpoint.changed.keys() - parts - {str(tensor.name) for tensor in weights.values()}
     if strange:
         message = "is stored in another form, but is no parameter of the model"
-        raise ProofError(message, where=sorted(strange)[0])
+        raise ProofError(message, where=min(strange))
+    return weights, parts
+
+
+def _part(checkpoint: Checkpoint, name: str) -> DerivedTensor:
+    """What stands for a tensor of the checkpoint, as one of its tensors."""
+    changed = checkpoint.changed[name]
+    stored = next(word for word, dtype in FLOATS.items() if dtype == changed.stored)
+    return DerivedTensor(name, checkpoint.tensors[name].file, stored, changed.dims, changed.rows)
 
 
 def _fill(tensors: Mapping[str, ir.TensorProtocol], module: Any, arguments: tuple[Any, ...]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from conftest import optional
 pytestmark = pytest.mark.torch
 optional("transformers", "torch")
 
+from families import FAMILIES  # noqa: E402
 from genai_bundle.builder import prove, source_model  # noqa: E402
 from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from genai_bundle.builder.reference import Question, Reference, reference_greedy  # noqa: E402
@@ -74,6 +76,27 @@ def test_changed_weights_are_asked(tiny: Path, tiny_goldens: Any, monkeypatch: p
     assert np.abs(loaded[2].logits - tiny_goldens[2].logits[: len(loaded[2].logits)]).max() > 0.01
     monkeypatch.setattr(source_model, "LOADED", 0)
     same(reference_greedy(checkpoint, PROMPTS, 3), loaded)
+
+
+@pytest.mark.parametrize("limit", [source_model.LOADED, 0], ids=["loaded", "streamed"])
+def test_a_changed_part_of_a_joined_parameter_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """One expert of Mixtral's at twice its values: as transformers loads a checkpoint that holds it so."""
+    safetensors = optional("safetensors.numpy", "torch")
+    FAMILIES["mixtral"](tmp_path / "a")
+    tensors = safetensors.load_file(tmp_path / "a" / "model.safetensors")
+    name = next(name for name in tensors if "experts.1." in name)
+    plain = reference_greedy(tmp_path / "a", PROMPTS, 3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    doubled = 2 * tensors[name]
+    safetensors.save_file(tensors | {name: doubled}, tmp_path / "b" / "model.safetensors", {"format": "pt"})
+    expected = reference_greedy(tmp_path / "b", PROMPTS, 3)
+    assert np.abs(expected[2].logits[0] - plain[2].logits[0]).max() > 1e-4
+    checkpoint = read_checkpoint(tmp_path / "a")
+    changed = WeightTensor(name, doubled.shape, ir.DataType.FLOAT, lambda part: doubled[part])
+    monkeypatch.setattr(source_model, "LOADED", limit)
+    same(reference_greedy(replace(checkpoint, changed={name: changed}), PROMPTS, 3), expected)
 
 
 def test_a_changed_weight_that_the_model_lacks(tiny: Path) -> None:
