@@ -37,22 +37,21 @@ LOADED_GGUF = 8 * LOADED
 
 def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> Any:
     """The model in float32, attention written out, with the weights of `checkpoint.changed` in place of its own, and
-    `checkpoint.adapter` merged into them.
+    `checkpoint.adapter` merged into them; where the model is large, beside them.
 
     Attention is `eager` here and fused in the exported trace on purpose: a mistake that both share is less likely.
     """
     with quiet(), torch.no_grad():
         if checkpoint.adapter is not None and checkpoint.kept:
             raise SourceError("is quantised, and adapters of such cannot be proved yet", where=str(checkpoint.path))
-        if checkpoint.adapter is not None:  # what PEFT merges into has to be there
-            from genai_bundle.builder.adapters.merged import merged
+        large = is_large(checkpoint) or (checkpoint.kept and checkpoint.gguf is None)
+        model = _streamed(checkpoint, auto) if large else _loaded(checkpoint, auto)
+        if checkpoint.adapter is None:
+            return model
+        from genai_bundle.builder.adapters.merged import beside, merged
 
-            return merged(_loaded(checkpoint, auto), checkpoint.adapter)
-        return (
-            _streamed(checkpoint, auto)
-            if is_large(checkpoint) or (checkpoint.kept and checkpoint.gguf is None)
-            else _loaded(checkpoint, auto)
-        )
+        # What PEFT merges into has to be there.
+        return (beside if large else merged)(model, checkpoint.adapter)
 
 
 def is_large(checkpoint: Checkpoint) -> bool:

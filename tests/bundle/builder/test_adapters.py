@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,24 @@ def expected(tiny: Path, folders: dict[str, Path]) -> dict[str | None, list[np.n
 
 
 ONCE = (49, 80, 69, 71)
+
+
+def test_a_large_base_is_asked_module_by_module(
+    tiny: Path, folders: dict[str, Path], expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The yardstick of a proof, without the base in memory: the logits of PEFT's own model, and parameters no bytes."""
+    from genai_bundle.builder import source_model as module
+    from genai_bundle.builder.adapters.folder import read_adapter
+    from genai_bundle.builder.checkpoint import read_checkpoint
+    from genai_bundle.builder.reference import Question, Reference
+
+    monkeypatch.setattr(module, "LOADED", 0)
+    for name, folder in folders.items():
+        reference = Reference(replace(read_checkpoint(tiny), adapter=read_adapter(name, folder)))
+        found = reference.greedy(Question(ONCE), STEPS)
+        np.testing.assert_allclose(found.logits[len(ONCE) - 1 :], expected[name], rtol=0, atol=1e-4)
+        bytes_of = {key: one.device.type for key, one in reference._model.named_parameters()}
+        assert {kind for key, kind in bytes_of.items() if ".lora_" not in key} == {"meta"}
 
 
 @pytest.mark.parametrize(("backend", "variant"), FORMS)

@@ -32,17 +32,19 @@ def ask_all(kind: Kind, checkpoint: Checkpoint, adapters: Sequence[Adapter], tel
                 differences[f"{variant} with {name}"] = difference
         return differences
 
-    return Evidence(tests, {**alone.proof, "adapters": _proofs(found)}, prove)
+    return Evidence(tests, {**alone.proof, "adapters": _proofs(found, checkpoint)}, prove)
 
 
 def _named(test: Mapping[str, Any], adapter: str) -> dict[str, Any]:
     return {**test, "in": {**test["in"], ADAPTER: adapter}}
 
 
-def _proofs(found: Mapping[str, Evidence]) -> dict[str, Any]:
-    from genai_bundle.builder.adapters.merged import merged_name
+def _proofs(found: Mapping[str, Evidence], checkpoint: Checkpoint) -> dict[str, Any]:
+    from genai_bundle.builder.adapters import merged
+    from genai_bundle.builder.source_model import is_large
 
+    applied = merged.name(large=is_large(checkpoint))
     return {
-        name: {**evidence.proof, "reference": f"{evidence.proof['reference']}, {merged_name()}"}
+        name: {**evidence.proof, "reference": f"{evidence.proof['reference']}, {applied}"}
         for name, evidence in found.items()
     }
