@@ -254,7 +254,7 @@ def test_texts_are_encoded_as_llama_cpp_encodes_them(folder: str, shared: Path, 
                                 "tokenizer.ggml.token_type": kinds, "tokenizer.ggml.pre": split or "default",
                                 "tokenizer.ggml.model": "llama" if split is None else "gpt2"}  # fmt: skip
     if split is None:
-        sentencepiece = optional("sentencepiece", "torch")
+        sentencepiece = optional("sentencepiece", "peers")
         model = sentencepiece.SentencePieceProcessor(model_file=str(original.with_name("tokenizer.model")))
         metadata["tokenizer.ggml.scores"] = [model.get_score(index) for index in range(model.get_piece_size())]
     else:
