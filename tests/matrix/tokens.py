@@ -30,8 +30,9 @@ def engines(path: Path) -> Iterator[tuple[str, str]]:
 
 def _generates(path: Path) -> bool:
     with open_bundle(path) as bundle:
-        prompts = {name for name, one in bundle.manifest.inputs.items() if one.type == "text"}
-        return bool(prompts) and any(isinstance(step, Generate) for step in bundle.manifest.steps)
+        inputs = bundle.manifest.inputs.items()
+        prompted = any(one.type == "text" and (name == "prompt" or one.required) for name, one in inputs)
+        return prompted and any(isinstance(step, Generate) for step in bundle.manifest.steps)
 
 
 def generated(path: Path, backend: str, variant: str) -> list[list[int]]:
