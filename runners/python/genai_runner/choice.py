@@ -28,10 +28,10 @@ from genai_bundle.manifest import Generate, Manifest
 
 from .backends.base import engine_names, find_backend
 from .cache_folder import cache_folder
+from .fitting import PORTABLE
 from .pipeline import Pipeline
 from .verify import golden_inputs, run_tests
 
-PORTABLE = "portable"
 REFERENCE = "reference"
 SLOW = 64 << 20
 """Bytes of weights above which the reference evaluator would take minutes for a token."""
