@@ -37,6 +37,8 @@ class OnnxRuntimeGraph:
         self._pinned = pinned
         self._binding = session.io_binding()
         self._bound: dict[str, Tensor] = {}
+        self._places: dict[str, int] = {}  # of every output that is bound, in the order of binding
+        self._written: dict[str, Array] = {}  # outputs that are written in place
 
     def fork(self) -> Graph:
         return OnnxRuntimeGraph(self._session, self._pinned, self._memory)
@@ -66,9 +68,10 @@ class OnnxRuntimeGraph:
         fresh = [name for name in want if name not in into]
         self._bind_outputs(fresh, into, keep)
         self._session.run_with_iobinding(self._binding)
-        outputs = self._binding.get_outputs()
-        start = len(outputs) - len(fresh)  # preallocated outputs were bound first
-        return {name: out if name in keep else out.numpy() for name, out in zip(fresh, outputs[start:], strict=True)}
+        # One by one out of the engine's own list: wrapping every buffer of a cache takes a tenth of a fast step.
+        outputs, places = self._binding.get_outputs_as_ortvaluevector(), self._places
+        kept = {name: ort.OrtValue(outputs[places[name]]) for name in fresh if name in keep}
+        return {name: kept[name] if name in kept else outputs[places[name]].numpy() for name in fresh}
 
     def _bind_input(self, name: str, tensor: Tensor) -> None:
         if isinstance(tensor, np.ndarray):
@@ -81,13 +84,19 @@ class OnnxRuntimeGraph:
         self._bound[name] = tensor
 
     def _bind_outputs(self, fresh: list[str], into: Mapping[str, Array], keep: Collection[str]) -> None:
+        if self._places.keys() != {*fresh, *into}:
+            self._binding.clear_binding_outputs()
+            self._places = {name: place for place, name in enumerate([*into, *fresh])}
+            self._written = {}
+        for name, array in into.items():
+            if self._written.get(name) is not array:
+                self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+                self._written[name] = array
         # An output that the engine allocated stays bound to that memory; bound again, the next run allocates anew
         # and leaves the value handed out (it is the next run's past) untouched.
-        self._binding.clear_binding_outputs()
-        for name, array in into.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name in fresh:
             self._binding.bind_output(name, *(self._memory if name in keep else (CPU, 0)))
+            self._written.pop(name, None)
 
 
 def _at_level(model: bytes, level: int) -> bytes:
