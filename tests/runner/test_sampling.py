@@ -212,6 +212,27 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("stop", ["a\ufffd"], "FFFD"),
     ("stop", [1], "list of strings"),
     ("stop", 7, "list of strings"),
+    ("typical_p", 1.5, "0 to 1"),
+    ("frequency_penalty", float("nan"), "a finite number"),
+    ("presence_penalty", "1", "a finite number"),
+    ("no_repeat_ngram_size", -1, "0 .off. or more"),
+    ("min_tokens", 0.5, "an integer"),
+    ("logit_bias", {-1: 1.0}, "ids of 0 or more"),
+    ("logit_bias", {3: float("inf")}, "finite numbers"),
+    ("logit_bias", [7], "id: number"),
+    ("bad_words", [""], "none empty"),
+    ("bad_words", [[1], []], "none empty"),
+    ("bad_words", [[1.5]], "lists of ids"),
+    ("ignore_eos", 1, "true or false"),
+    ("logprobs", True, "an integer"),
+    ("n", 0, "1 or more"),
+    ("best_of", 0, "1 or more"),
+    ("num_beams", 0, "1 .off. or more"),
+    ("num_beam_groups", 0, "1 .off. or more"),
+    ("diversity_penalty", -1, "0 .off. or more"),
+    ("length_penalty", float("inf"), "a finite number"),
+    ("early_stopping", "always", "'never'"),
+    ("early_stopping", 1, "'never'"),
 ]
 
 
@@ -219,6 +240,37 @@ REFUSED: list[tuple[str, Any, str]] = [
 def test_an_option_out_of_range_is_named_with_its_range(name: str, value: Any, expected: str) -> None:
     with pytest.raises(UsageError, match=rf"{name} is .*takes .*{expected}"):
         Options.merge({}, {name: value})
+
+
+def test_options_may_come_as_json_has_them() -> None:
+    options = Options.merge({}, {"logit_bias": {"7": -1}, "bad_words": ["no", [3, 4]], "early_stopping": False})
+    assert options.logit_bias == ((7, -1.0),)
+    assert options.bad_words == ("no", (3, 4))
+    assert Options.merge({}, {"bad_words": "no"}).bad_words == ("no",)
+    assert options.replaced({"top_k": 3}) == Options.merge(
+        {}, {"top_k": 3, "logit_bias": {7: -1}, "bad_words": ["no", [3, 4]]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"n": 3, "best_of": 2, "temperature": 1}, "best_of"),
+        ({"n": 3, "num_beams": 2}, "n"),
+        ({"best_of": 3, "num_beams": 4}, "best_of"),
+        ({"num_beams": 2, "temperature": 0.5}, "num_beams"),
+        ({"n": 2}, "n"),
+        ({"best_of": 2}, "n"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "num_beam_groups"),
+        ({"num_beams": 4, "diversity_penalty": 0.5}, "diversity_penalty"),
+    ],
+    ids=str,
+)
+def test_options_that_contradict_each_other_are_refused(given: dict[str, Any], name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Options.merge({}, given)
+    assert caught.value.where == f"option {name}"
+    assert caught.value.hint
 
 
 def test_an_unknown_option_suggests_the_nearest() -> None:

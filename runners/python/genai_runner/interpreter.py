@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,16 @@ import numpy as np
 from genai_bundle.errors import BackendError, GenaiError, UsageError
 from genai_bundle.manifest import Emit, Generate, If, Loop, Manifest, Run, State, Step
 from genai_bundle.ports import Ports
+from genai_bundle.records import OPTION_TYPES
 from genai_bundle.signatures import signature
 
 from .adapters import Adapters
+from .arguments import Arguments
 from .backends.base import Array, Graph
 from .decode import DEFAULT_MAX_TOKENS, Decoder
 from .expand import expand
 from .ops import Env, resolve
 from .placement import Placement
-from .sampling import Options
 from .state import DISCIPLINES, Group, Read
 from .text import TextCodec
 from .values import Emission, Value, conform, joined, literal, to_port
@@ -58,16 +59,15 @@ class Program:
 class Request:
     """One walk through the document. `states` are those that outlive it (scope: session)."""
 
-    def __init__(
-        self, program: Program, options: Options, states: Mapping[str, Group] | None = None, adapter: str | None = None
-    ) -> None:
-        self.program, self.options = program, options
-        self.env = Env(text=program.text, options=options, draws={})
+    def __init__(self, program: Program, arguments: Arguments, states: Mapping[str, Group] | None = None) -> None:
+        self.program, self.options, self.arguments = program, arguments.options, arguments
+        self.env = Env(text=program.text, options=arguments.options, processors=arguments.bound(program.text))
         self.finish_reason = "stop"
         self.prompt_tokens = 0
         self.new_tokens: list[int] = []
         self._depth = 0
-        self._graphs = {name: program.adapters.apply(adapter, name, one.graph) for name, one in program.graphs.items()}
+        apply, adapter = program.adapters.apply, arguments.adapter
+        self._graphs = {name: apply(adapter, name, one.graph) for name, one in program.graphs.items()}
         self.states: dict[str, Group] = {}
         for loaded in program.graphs.values():
             for name, spec in loaded.states.items():
@@ -94,7 +94,7 @@ class Request:
 
     def scope(self, inputs: Mapping[str, Value]) -> Scope:
         """The outermost scope: the request's options under the declared inputs."""
-        options: dict[str, Value] = {name: np.asarray(value) for name, value in asdict(self.options).items()}
+        options: dict[str, Value] = {name: np.asarray(getattr(self.options, name)) for name in OPTION_TYPES}
         most = self.options.max_tokens
         options["max_tokens"] = np.asarray(DEFAULT_MAX_TOKENS if most is None else most)
         return ChainMap({**options, **inputs})

@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any
 from genai_bundle.bundle import Bundle
 from genai_bundle.errors import UsageError
 from genai_bundle.manifest import Generate, Manifest
-from genai_bundle.records import ADAPTER
 
+from .arguments import split
 from .backends.base import Graph
 from .decode import Decoder
 from .interpreter import Program, Request
 from .placement import Placement
-from .sampling import OPTIONS, Options
 from .state import Group
 from .text import TextCodec
-from .values import Emission, Value, coerce
+from .values import Emission, Value
 
 if TYPE_CHECKING:
     from .choice import Figure
@@ -183,9 +182,9 @@ class Pipeline:
         """Run the pipeline on one request and return the whole result.
 
         `prompt` goes to the input called `prompt`, else to the only text input, else to the only required one. Inputs
-        and generation options (max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop) go by
-        name, and so does `adapter`, one of `manifest.adapters`. Raises UsageError for arguments that do not fit,
-        BackendError where an engine fails.
+        and the options of `Options` go by name, and so do `adapter`, one of `manifest.adapters`, `processors`, a list
+        of callables (ids so far, scores f64[V]) -> scores, and `grammar`. Raises UsageError for arguments that do not
+        fit, BackendError where an engine fails.
         """
         return self.stream(prompt, **inputs_and_options).result
 
@@ -261,43 +260,16 @@ class Pipeline:
         return Stream(request, request.steps(self.manifest.steps, scope), self._streamed(output), self.text_output)
 
     def _request(self, prompt: Value, given: Mapping[str, Value], states: States | None) -> tuple[Request, Any]:
-        inputs = dict(given)
-        if prompt is not None:
-            name = self.prompt_input
-            if name is None:
-                raise UsageError(
-                    "no input is the prompt of this pipeline", hint=f"By name: {', '.join(self.manifest.inputs)}"
-                )
-            if name in inputs:
-                raise UsageError(f"input {name!r} is given twice")
-            inputs[name] = prompt
-        declared = self.manifest.inputs
-        options = {name: inputs.pop(name) for name in OPTIONS if name in inputs and name not in declared}
-        adapter = self._program.adapters.check(inputs.pop(ADAPTER, None)) if ADAPTER not in declared else None
-        unknown = sorted(set(inputs) - set(declared))
-        if unknown:
-            known = ", ".join([*declared, *OPTIONS, *([ADAPTER] if self.manifest.adapters else [])])
-            raise UsageError(f"unknown input or option {unknown[0]!r}", hint=f"Known are {known}")
+        arguments = split(self.manifest, prompt, self.prompt_input, given, self._program.adapters.check)
+        adapter = arguments.adapter
         if states is not None:
             states.check(adapter)
-        held = states.groups if states is not None else None
-        request = Request(self._program, Options.merge(self.manifest.generation, options), held, adapter)
-        scope = request.scope(self._inputs(inputs))
+        request = Request(self._program, arguments, states.groups if states is not None else None)
+        scope = request.scope(arguments.inputs)
         if states is not None:
             states.groups.update({name: g for name, g in request.states.items() if g.spec.scope == "session"})
             states.adapter = adapter
         return request, scope
-
-    def _inputs(self, given: Mapping[str, Value]) -> dict[str, Value]:
-        values: dict[str, Value] = {}
-        for name, declared in self.manifest.inputs.items():
-            value = given.get(name)
-            if value is None and declared.has_default:
-                value = declared.default
-            if value is None and not declared.optional:
-                raise UsageError(f"input {name!r} ({declared.type}) is needed and was not given")
-            values[name] = None if value is None else coerce(name, declared, value)
-        return values
 
     def _streamed(self, output: str | None) -> str:
         outputs = self.manifest.outputs

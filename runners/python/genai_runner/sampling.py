@@ -1,116 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The request's options, and how logits become one token.
+"""How logits become one token.
 
 The order is fixed: repetition penalty, temperature, top-k, top-p, min-p, draw. Normative text: spec/ops/sample.md.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from genai_bundle.errors import BackendError, UsageError
+from genai_bundle.errors import BackendError
 
 from . import philox
+from .options import OPTIONS, Options
+
+__all__ = ["OPTIONS", "Options", "kept", "penalise", "sample"]
 
 Ids = Sequence[int] | NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a request may choose. `max_tokens` None: as many as the context takes."""
-
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    @staticmethod
-    def merge(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
-        """The options of one request: `given` over the bundle's `defaults` over this class's own; None means not given.
-
-        Raises:
-            UsageError: an option is unknown or out of its range; the message names it and what it takes.
-        """
-        chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
-        return Options(**{name: _checked(name, value) for name, value in chosen.items() if value is not None})
-
-    def replaced(self, given: Mapping[str, Any]) -> Options:
-        """These options with some of them replaced and checked."""
-        return Options.merge(asdict(self), given) if given else self
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """What one option takes: in words, and as a test on the converted value."""
-
-    expected: str
-    convert: Callable[[Any], Any]
-    holds: Callable[[Any], bool]
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool | np.bool_):
-        raise TypeError
-    return operator.index(value.item() if isinstance(value, np.ndarray) else value)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool | np.bool_ | str | bytes):
-        raise TypeError
-    return float(value)
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, Mapping) or not all(isinstance(item, str) for item in value):
-        raise TypeError
-    return tuple(value)
-
-
-def _stop_holds(value: tuple[str, ...]) -> bool:
-    # U+FFFD is what stands for bytes that are no text (yet): it can never be asked for.
-    return all(item and "\ufffd" not in item for item in value)
-
-
-_RULES: Mapping[str, _Rule] = {
-    "max_tokens": _Rule("an integer of 0 or more", _integer, lambda v: v >= 0),
-    "temperature": _Rule("a number of 0 or more", _number, lambda v: 0 <= v < math.inf),
-    "top_k": _Rule("an integer of 0 (off) or more", _integer, lambda v: v >= 0),
-    "top_p": _Rule("a number from 0 to 1 (off)", _number, lambda v: 0 <= v <= 1),
-    "min_p": _Rule("a number from 0 (off) to 1", _number, lambda v: 0 <= v <= 1),
-    "repetition_penalty": _Rule("a number above 0 (1 is off)", _number, lambda v: 0 < v < math.inf),
-    "seed": _Rule("an integer from 0 to 2^64-1", _integer, lambda v: 0 <= v < 1 << 64),
-    "stop": _Rule("a string or a list of strings, none empty or with U+FFFD", _strings, _stop_holds),
-}
-OPTIONS = tuple(_RULES)
-
-
-def _checked(name: str, value: Any) -> Any:
-    """The converted value of an option, or UsageError."""
-    if (rule := _RULES.get(name)) is None:
-        near = difflib.get_close_matches(name, OPTIONS, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"The options are {', '.join(OPTIONS)}"
-        raise UsageError(f"unknown option {name!r}", hint=hint)
-    try:
-        converted = rule.convert(value)
-        if rule.holds(converted):
-            return converted
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise UsageError(f"{name} is {value!r}, but it takes {rule.expected}", where=f"option {name}")
 
 
 def sample(logits: ArrayLike, options: Options, *, history: Ids = (), step: int, stream: int = 0, row: int = 0) -> int:

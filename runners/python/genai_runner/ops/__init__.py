@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from genai_bundle.errors import UsageError, VersionError
 
-from ..sampling import Options
+from ..options import Options
+from ..processors import Processor
 from ..text import TextCodec
 
 Value = Any  # a NumPy array, str, bytes or a list of messages; a literal of `with` as JSON holds it
@@ -32,6 +33,7 @@ class Env:
     text: TextCodec | None
     options: Options
     draws: dict[int, int] = field(default_factory=dict)  # stream -> draws made in this request
+    processors: tuple[Processor, ...] = ()
 
     def step(self, stream: int) -> int:
         """The number of this draw on `stream`; counts it."""

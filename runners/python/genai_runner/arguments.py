@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call's arguments, taken apart: inputs, options, adapter, processors and grammar all come by name.
+
+A bundle may call an input as it likes: a declared input goes before an argument of the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from genai_bundle.errors import UsageError
+from genai_bundle.manifest import Manifest
+from genai_bundle.records import ADAPTER
+
+from .options import OPTIONS, Options
+from .processors import Bindable, Processor
+from .text import TextCodec
+from .values import Value, coerce
+
+PROCESSORS, GRAMMAR = "processors", "grammar"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What one request was given. `inputs` holds every declared input, None for an optional one that was not given."""
+
+    inputs: Mapping[str, Value] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
+    adapter: str | None = None
+    processors: tuple[Processor, ...] = ()
+    grammar: Bindable | None = None
+
+    def bound(self, text: TextCodec | None) -> tuple[Processor, ...]:
+        """The processors of one sequence: the caller's, and the grammar's own. UsageError where it has no tokenizer."""
+        if self.grammar is None:
+            return self.processors
+        if text is None:
+            raise UsageError("a grammar needs a tokenizer, and this bundle has none", where=f"argument {GRAMMAR}")
+        return (*self.processors, self.grammar.bind(text))
+
+
+def split(
+    manifest: Manifest, prompt: Value, prompt_input: str | None, given: Mapping[str, Any], known: Callable[[Any], Any]
+) -> Arguments:
+    """Sort the arguments of a call. `known` checks the name of an adapter.
+
+    Raises:
+        UsageError: an argument is unknown, given twice, of another type or out of its range, or one is missing.
+    """
+    rest = dict(given)
+    if prompt is not None:
+        if prompt_input is None:
+            raise UsageError("no input is the prompt of this pipeline", hint=f"By name: {', '.join(manifest.inputs)}")
+        if prompt_input in rest:
+            raise UsageError(f"input {prompt_input!r} is given twice")
+        rest[prompt_input] = prompt
+
+    def taken(name: str) -> Any:
+        return rest.pop(name, None) if name not in manifest.inputs else None
+
+    options = {name: taken(name) for name in OPTIONS}
+    adapter, processors, grammar = known(taken(ADAPTER)), taken(PROCESSORS), taken(GRAMMAR)
+    unknown = sorted(set(rest) - set(manifest.inputs))
+    if unknown:
+        more = [PROCESSORS, GRAMMAR, *([ADAPTER] if manifest.adapters else [])]
+        hint = f"Known are {', '.join([*manifest.inputs, *OPTIONS, *more])}"
+        raise UsageError(f"unknown input or option {unknown[0]!r}", hint=hint)
+    return Arguments(
+        inputs=_inputs(manifest, rest),
+        options=Options.merge(manifest.generation, options),
+        adapter=adapter,
+        processors=_processors(processors),
+        grammar=_grammar(grammar),
+    )
+
+
+def _inputs(manifest: Manifest, given: Mapping[str, Value]) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    for name, declared in manifest.inputs.items():
+        value = given.get(name)
+        if value is None and declared.has_default:
+            value = declared.default
+        if value is None and not declared.optional:
+            raise UsageError(f"input {name!r} ({declared.type}) is needed and was not given")
+        values[name] = None if value is None else coerce(name, declared, value)
+    return values
+
+
+def _processors(given: Any) -> tuple[Processor, ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, list | tuple) or not all(callable(one) for one in given):
+        raise UsageError(f"{PROCESSORS} is {given!r}, but it takes a list of callables", where=f"argument {PROCESSORS}")
+    return tuple(given)
+
+
+def _grammar(given: Any) -> Bindable | None:
+    if given is None or isinstance(given, Bindable):
+        return given
+    raise UsageError(f"{GRAMMAR} is {given!r}, but it takes a Grammar", where=f"argument {GRAMMAR}")
