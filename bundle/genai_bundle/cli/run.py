@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from genai_bundle.manifest import Manifest
-    from genai_runner.pipeline import Pipeline, Result
+    from genai_runner.pipeline import Pipeline
+    from genai_runner.results import Result
 
 EXAMPLES = """\b
 Examples:

@@ -10,7 +10,8 @@ from genai_bundle.errors import BackendError, GenaiError, InvalidBundle, UsageEr
 
 from .decode import Decoder
 from .loading import load
-from .pipeline import Pipeline, Result, Session, Stats, Stream, Usage
+from .pipeline import Pipeline, Session
+from .results import Result, Stats, Stream, Usage
 
 __all__ = [
     "BackendError",
