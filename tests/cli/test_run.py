@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,14 @@ def test_stats_go_to_stderr_and_into_the_json(bundle: Path) -> None:
     stats = command("run", bundle, "one", "--stats", "--json").json["stats"]
     assert stats["peak_memory_bytes"] > 10_000_000
     assert 0 < stats["ttft_s"] <= stats["total_s"]
+    assert stats["metrics"]["generation_tokens"] == len(stats["metrics"]["inter_token_latencies_seconds"]) + 1 == 7
+    assert set(stats["metrics"]["inter_token_latency_seconds"]) == {"p50", "p90", "p99"}
+
+
+def test_a_trace_is_written(bundle: Path, tmp_path: Path) -> None:
+    assert command("run", bundle, "five", "--trace", tmp_path / "trace.json").code == 0
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert [event["cat"] for event in events].count("step") == 3
 
 
 @pytest.mark.parametrize("extra", [["--backend", "reference"], ["--variant", "portable"], ["--variant", "ort-cpu"]])
@@ -246,15 +255,22 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_text_streams_and_an_interrupt_ends_it_with_130(endless: Path) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    try:
-        process = start(endless, "one")
-    finally:
-        signal.signal(signal.SIGINT, before)
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Children hear of interrupts, which a shell's background job ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("stats", [False, True])
+def test_text_streams_and_an_interrupt_ends_it_with_130(endless: Path, listening: None, stats: bool) -> None:
+    process = start(endless, "one", *(["--stats"] if stats else []))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (130, b"")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert out.endswith(b"\n")
+    assert (b"time to first token" in err) if stats else not err
 
 
 def test_a_closed_pipe_ends_the_run_quietly(endless: Path) -> None:

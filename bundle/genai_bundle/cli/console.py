@@ -89,6 +89,29 @@ def phases(title: str) -> Iterator[Callable[[str], None]]:
         status.stop()
 
 
+@contextmanager
+def interrupts(stop: Callable[[], None]) -> Iterator[None]:
+    """While this is open the first Ctrl-C calls `stop`; a second one is an interrupt as ever."""
+    import signal
+    import threading
+
+    before = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()  # which alone hears of signals
+    if not main or before is not signal.default_int_handler:  # a job in the background is not to be interrupted
+        yield
+        return
+
+    def first(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def human_size(count: int) -> str:
     """`count` bytes as people say it: 831 B, 1.2 MB (powers of 1000, as file managers and drives count)."""
     if count < 1000:

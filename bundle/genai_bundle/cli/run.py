@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from genai_bundle.manifest import Manifest
     from genai_runner.pipeline import Pipeline
-    from genai_runner.results import Result
+    from genai_runner.results import Result, Stream
 
 EXAMPLES = """\b
 Examples:
@@ -28,6 +28,7 @@ Examples:
   genai-bundle run chat.genai "Who are you?" --adapter pirate
   genai-bundle run stories.genai "Once" --json --stats
   genai-bundle run stories.genai "Once" --device cuda --device-option device_id=1 --stats
+  genai-bundle run stories.genai "Once" --trace trace.json
   genai-bundle run stories.genai --explain
   genai-bundle run vad.genai --input audio=@speech.wav --output speech=speech.npy
 """
@@ -117,17 +118,19 @@ def run(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming text.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Report times, speed and peak memory (on stderr).")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what ran when, for chrome://tracing or ui.perfetto.dev.")
+    ] = None,
 ) -> None:
     """Run a bundle: give it a prompt (or its other inputs) and print what it generates."""
     import genai_runner
-    from genai_bundle.cli import console, values
+    from genai_bundle.cli import console, figures, values
     from genai_bundle.records import ADAPTER
 
     options = {
         "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or None, ADAPTER: adapter,
     }  # fmt: skip
-    began = time.perf_counter()
     targets = [values.split("--output", text) for text in outputs or ()]
     settings: dict[str, Any] = {
         "variant": variant,
@@ -143,10 +146,11 @@ def run(
 
         print_figures(file, backend, settings, json=json)
         return
-    with console.phases("loading"):  # the first time, what the engine computes is tried
-        loaded = genai_runner.load(file, backend=backend, **settings)
-    with loaded as pipe:
-        load_s = time.perf_counter() - began
+    with ExitStack() as stack:
+        if trace is not None:
+            settings["trace"] = stack.enter_context(genai_runner.ChromeTrace(trace))
+        with console.phases("loading"):  # the first time, what the engine computes is tried
+            pipe = stack.enter_context(genai_runner.load(file, backend=backend, **settings))
         manifest = pipe.manifest
         for name, _ in targets:
             _declared(manifest.outputs, name, "output", manifest.name)
@@ -156,27 +160,37 @@ def run(
         request = {name: value for name, value in options.items() if value is not None} | given
 
         streamed = pipe.text_output
-        result = pipe(**request) if json or streamed is None else _stream(pipe, request)
-        for name, target in targets:
+        result = _run(pipe.stream(**request), show=not json and streamed is not None)
+        whole = result.finish_reason != "cancelled"
+        for name, target in targets if whole else ():
             values.save(name, manifest.outputs[name], result.outputs[name], Path(target))
-        figures = _figures(result, load_s) if stats else None
+        facts = figures.of(result) if stats else None
         if json:
-            _print_json(result, figures)
-            return
-        if streamed is None:
-            _print_outputs(result, skip={name for name, _ in targets})
-        if figures is not None:
-            _print_stats(result, figures)
+            _print_json(result, facts)
+        else:
+            if streamed is None:
+                _print_outputs(result, skip={name for name, _ in targets})
+            if facts is not None:
+                figures.show(result, facts)
+        if not whole:
+            raise KeyboardInterrupt
 
 
-def _stream(pipe: Pipeline, request: Mapping[str, Any]) -> Result:
-    """Print the pieces of a text output as they come, and one final newline."""
-    stream = pipe.stream(**request)
-    for piece in stream:
-        sys.stdout.write(piece)
+def _run(stream: Stream, *, show: bool) -> Result:
+    """The result of a request; `show` prints the pieces of a text output as they come, and one final newline.
+
+    Ctrl-C ends the request, not the command: what it gave until then is printed, and figures of it if asked for.
+    """
+    from genai_bundle.cli import console
+
+    with console.interrupts(stream.cancel):
+        for piece in stream:
+            if show:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    if show:
+        sys.stdout.write("\n")
         sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
     return stream.result
 
 
@@ -250,24 +264,7 @@ def _one_line_less(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _peak_memory() -> int | None:
-    """The most memory this process has held, in bytes; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _figures(result: Result, load_s: float) -> dict[str, Any]:
-    """What --stats reports: times in seconds, tokens a second after the first, memory in bytes."""
-    import dataclasses
-
-    return {"load_s": load_s, **dataclasses.asdict(result.stats), "peak_memory_bytes": _peak_memory()}
-
-
-def _print_json(result: Result, figures: dict[str, Any] | None) -> None:
+def _print_json(result: Result, facts: dict[str, Any] | None) -> None:
     from genai_bundle.cli import console, values
 
     usage = result.usage
@@ -282,7 +279,7 @@ def _print_json(result: Result, figures: dict[str, Any] | None) -> None:
         },
         "outputs": {name: values.jsonable(value) for name, value in result.outputs.items()},
     }
-    console.print_json(summary if figures is None else {**summary, "stats": figures}, indent=None)
+    console.print_json(summary if facts is None else {**summary, "stats": facts}, indent=None)
 
 
 def _print_outputs(result: Result, skip: set[str]) -> None:
@@ -291,22 +288,3 @@ def _print_outputs(result: Result, skip: set[str]) -> None:
     for name, value in result.outputs.items():
         if name not in skip:
             typer.echo(f"{name}: {values.shown(value)}")
-
-
-def _print_stats(result: Result, figures: dict[str, Any]) -> None:
-    from genai_bundle.cli import console
-
-    usage, peak = result.usage, figures["peak_memory_bytes"]
-    parts = [f"loaded in {figures['load_s']:.2f} s", f"ran in {figures['total_s']:.2f} s"]
-    if usage.total_tokens:
-        parts += [
-            f"{usage.prompt_tokens} prompt tokens",
-            f"{usage.completion_tokens} new tokens",
-            f"time to first token {figures['ttft_s'] * 1000:.1f} ms",
-            f"{figures['tokens_per_s']:.1f} tokens/s",
-        ]
-    if peak is not None:
-        parts.append(f"peak memory {console.human_size(peak)}")
-    console.note("; ".join(parts))
-    for name, place in result.stats.graphs.items():
-        console.note(f"{name}: {place}")

@@ -10,14 +10,19 @@ from genai_bundle.errors import BackendError, GenaiError, InvalidBundle, UsageEr
 
 from .decode import Decoder
 from .loading import load
+from .metrics import Metrics
 from .pipeline import Pipeline, Session
 from .results import Result, Stats, Stream, Usage
+from .trace import ChromeTrace, Event
 
 __all__ = [
     "BackendError",
+    "ChromeTrace",
     "Decoder",
+    "Event",
     "GenaiError",
     "InvalidBundle",
+    "Metrics",
     "Pipeline",
     "Result",
     "Session",

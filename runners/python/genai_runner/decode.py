@@ -8,6 +8,7 @@ rewind.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from genai_bundle.manifest import Generate, Run
 
 from .backends.base import Array
 from .expand import ids_name
+from .metrics import Metrics
 from .sampling import sample
 from .state import Group
 from .text import TextStream
@@ -65,6 +67,11 @@ class Decoder:
         """An ending token or stop string has come, or `max_tokens` or the context is used up."""
         return self.stopped or len(self.tokens) - self._prompt >= self.room
 
+    @property
+    def metrics(self) -> Metrics:
+        """What the last turn has cost until now."""
+        return self._request.record.metrics(self._request.prompt_tokens)
+
     def append_tokens(self, ids: Sequence[int]) -> None:
         """Add tokens that were not sampled: a user's next turn, or a forced answer. They count as prompt."""
         added = [int(token) for token in ids]
@@ -74,6 +81,7 @@ class Decoder:
         self._prompt = len(self.tokens)
         self._draws = self._request.env.draws.get(0, 0)  # the next draw is not the first one again
         self.stopped, self._stream = False, self._new_stream()
+        self._request.record.turn()
 
     def get_logits(self) -> Array:
         """f32[V]: scores of the token that follows all of `tokens`."""
@@ -152,12 +160,14 @@ class Decoder:
         """Run what is pending, so that the logits are those of the last token."""
         if not self._pending:
             return
+        began = time.perf_counter()
         for piece in self._pieces():
             inner = self._inner(piece)
             yield from self._request.steps(self._step.do, inner)
         for name, (_, following) in self._step.carry.items():
             if name != self._ids:
                 self._carried[name] = inner[following]
+        self._request.record.prefilled(len(self._pending), began)
         self._pending = []
         logits: Array = np.asarray(inner[self._step.logits])
         self._logits = logits.reshape(-1, logits.shape[-1])[-1]
@@ -177,6 +187,7 @@ class Decoder:
         step = self._draws + len(self.tokens) - self._prompt
         token = sample(self._logits, options, history=self.tokens, step=step)
         env.draws[0] = step + 1
+        self._request.record.token(token)
         self.tokens.append(token)
         self._pending = [token]
         self._carried[self._ids] = np.array([[token]], np.int64)

@@ -7,53 +7,29 @@ soon as it exists and may stop at any time.
 
 from __future__ import annotations
 
+import time
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from genai_bundle.errors import BackendError, GenaiError, UsageError
-from genai_bundle.manifest import Emit, Generate, If, Loop, Manifest, Run, State, Step
-from genai_bundle.ports import Ports
+from genai_bundle.manifest import Emit, Generate, If, Loop, Run, Step
 from genai_bundle.records import OPTION_TYPES
 from genai_bundle.signatures import signature
 
-from .adapters import Adapters
 from .arguments import Arguments
-from .backends.base import Array, Graph
+from .backends.base import Array
 from .decode import DEFAULT_MAX_TOKENS, Decoder
 from .expand import expand
+from .metrics import Recorder
 from .ops import Env, resolve
-from .placement import Placement
+from .program import LoadedGraph, Program
 from .state import DISCIPLINES, Group, Read
-from .text import TextCodec
 from .values import Emission, Value, conform, joined, literal, to_port
 
 Scope = ChainMap[str, Value]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedGraph:
-    """A graph in the variant that was chosen, and its states as that variant keeps them."""
-
-    name: str
-    place: Placement
-    ports: Ports
-    graph: Graph
-    states: Mapping[str, State]
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """All that requests share. With `literal`, generate is executed as its expansion, without the decode engine."""
-
-    manifest: Manifest
-    graphs: Mapping[str, LoadedGraph]
-    text: TextCodec | None
-    literal: bool = False
-    adapters: Adapters = field(default_factory=Adapters)
 
 
 class Request:
@@ -61,6 +37,7 @@ class Request:
 
     def __init__(self, program: Program, arguments: Arguments, states: Mapping[str, Group] | None = None) -> None:
         self.program, self.options, self.arguments = program, arguments.options, arguments
+        self.record = Recorder(program.trace, program.load_s)
         self.env = Env(text=program.text, options=arguments.options, processors=arguments.bound(program.text))
         self.finish_reason = "stop"
         self.prompt_tokens = 0
@@ -91,6 +68,10 @@ class Request:
         """All that was collected, one value an output."""
         declared = self.program.manifest.outputs
         return {name: joined(declared[name], pieces) for name, pieces in self._emitted.items()}
+
+    def release(self) -> None:
+        """Let go of the states and of what engines hold for this request. It cannot go on after that."""
+        self.states, self._graphs = {}, {}
 
     def scope(self, inputs: Mapping[str, Value]) -> Scope:
         """The outermost scope: the request's options under the declared inputs."""
@@ -168,7 +149,7 @@ class Request:
             want += [port for port in group.keep if port not in step.outputs]
         for port_, state, field in fields:
             feeds[port_.name] = self.states[state].field(field, added.get(state, 0), port_)
-        keep = [port for group in groups.values() for port in group.keep]
+        keep, began = [port for group in groups.values() for port in group.keep], time.perf_counter()
         try:
             outputs = self._graphs[loaded.name].run(feeds, want, keep=keep, into=into)
         except Exception as error:  # an engine may raise anything
@@ -176,6 +157,7 @@ class Request:
             raise BackendError(
                 f"graph {loaded.name!r} ({loaded.place.file}) failed: {reason}", where=step.where
             ) from error
+        self.record.graph(loaded.name, began)
         for name, group in groups.items():
             group.commit(outputs, added[name])
         graph = self._graphs[loaded.name]  # a buffer is written again by the next run: a value is a copy of it
@@ -232,9 +214,11 @@ class Request:
             self.new_tokens += [int(token) for token in scope["$new"].flat]
             return
         self._depth += 1
-        yield from decoder.run()
+        try:
+            yield from decoder.run()
+        finally:  # of a request that is cut short too
+            self.new_tokens += decoder.new_tokens
         self._depth -= 1
-        self.new_tokens += decoder.new_tokens
         self._finish(decoder.stopped)
 
     def _finish(self, ended: bool) -> None:

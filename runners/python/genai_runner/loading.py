@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,10 +22,11 @@ from .adapters import read_adapters
 from .backends.base import Backend, LoadOptions, StatePort, find_backend
 from .cores import available_cores
 from .fitting import AUTO, HOST, PORTABLE, Choice, candidates, choose
-from .interpreter import LoadedGraph, Program
 from .pipeline import Pipeline
 from .placement import Placement, check_precision, precision_of
+from .program import LoadedGraph, Program
 from .text import TextCodec
+from .trace import Trace
 
 EXACT = ("onnxruntime", "reference", "scripted")
 
@@ -42,6 +44,7 @@ def load(
     low_memory: bool = False,
     verify: bool = False,
     literal: bool = False,
+    trace: Trace | None = None,
 ) -> Pipeline:
     """Open a bundle (file or folder) and load its graphs.
 
@@ -56,6 +59,7 @@ def load(
     threads: None for all cores that this process may use. low_memory: see `LoadOptions`.
     verify: check the digests of all members first, weights too (reads the whole file).
     literal: execute `generate` as the loop that defines it; slow, for tests of runners.
+    trace: called with each `Event` of every request: what ran when, and for how long; see trace.py.
 
     Raises InvalidBundle before any engine sees a byte of a bundle that breaks a rule; UsageError for an unknown
     backend or variant; BackendError where an engine cannot load a graph.
@@ -63,6 +67,7 @@ def load(
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}, but it takes 1 or more")
     check_precision(precision)
+    began = time.perf_counter()
     settings: dict[str, Any] = {
         "device": device,
         "device_options": device_options,
@@ -74,7 +79,9 @@ def load(
     if backend == AUTO:
         found = choice.figures(path, load, variant=None if variant == AUTO else variant, **settings)
         best = choice.chosen(found)
-        pipeline = load(path, best.backend, variant=best.variant, verify=verify, literal=literal, **settings)
+        pipeline = load(
+            path, best.backend, variant=best.variant, verify=verify, literal=literal, trace=trace, **settings
+        )
         pipeline.figures = tuple(found)
         return pipeline
     bundle = open_bundle(path)
@@ -90,7 +97,8 @@ def load(
             cpu_fallback=cpu_fallback,
         )
         graphs = _load_graphs(bundle, engine, variant, precision, options)
-        program = Program(bundle.manifest, graphs, _codec(bundle), literal, read_adapters(bundle))
+        program = Program(bundle.manifest, graphs, _codec(bundle), literal, read_adapters(bundle), trace)
+        program = replace(program, load_s=time.perf_counter() - began)
     except BaseException:
         bundle.close()
         raise

@@ -22,8 +22,9 @@ from genai_bundle.manifest import Generate, Manifest
 from .arguments import split
 from .backends.base import Graph
 from .decode import Decoder
-from .interpreter import Program, Request
+from .interpreter import Request
 from .placement import Placement
+from .program import Program
 from .results import Result, Stream, placements
 from .state import Group
 from .text import TextCodec

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .interpreter import Program, Request
+from .interpreter import Request
+from .metrics import Metrics
 from .placement import Placement
+from .program import Program
 from .values import Emission, Value
+
+CANCELLED = "cancelled"
+"""The finish reason of a request that its caller ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +31,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Times of one request in seconds: to the first emission, and in all; tokens a second after the first token.
+    """Times of one request in seconds: to the first token (or output, where there are none), and in all; tokens a
+    second after the first token.
 
-    `graphs`: what each graph ran on, and how exactly.
+    `graphs`: what each graph ran on, and how exactly. `metrics`: everything else, see metrics.py.
     """
 
     ttft_s: float
     total_s: float
     tokens_per_s: float
     graphs: Mapping[str, Placement] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,8 @@ class Result:
     """What one request gave.
 
     text: the text output, "" where the pipeline has none. tokens: new ids, the ending one included.
-    finish_reason: "stop" when the pipeline ended by itself, "length" when a bound ended it.
+    finish_reason: "stop" when the pipeline ended by itself, "length" when a bound ended it,
+    "cancelled" when the caller did: then all else is what there was until then.
     outputs: every declared output: ndarray, str or bytes; None for one that was never emitted.
     """
 
@@ -53,6 +61,11 @@ class Result:
     usage: Usage
     stats: Stats
 
+    @property
+    def metrics(self) -> Metrics:
+        """What the request cost."""
+        return self.stats.metrics
+
 
 def placements(program: Program) -> dict[str, Placement]:
     """How each graph was loaded."""
@@ -60,45 +73,73 @@ def placements(program: Program) -> dict[str, Placement]:
 
 
 class Stream(Iterator[Value]):
-    """Pieces of one output as they come: str of a text, arrays otherwise. `result` is set once it is exhausted."""
+    """Pieces of one output as they come: str of a text, arrays otherwise. `result` is set once it is exhausted.
+
+    An interrupt (Ctrl-C) goes on to the caller, who still finds in `result` what there was until then.
+    """
 
     def __init__(self, request: Request, emissions: Iterator[Emission], output: str, text: str | None) -> None:
         self._request, self._output, self._text = request, output, text
         self._emissions = emissions
-        self._start = time.perf_counter()
         self._first: float | None = None
-        self._result: Result | None = None
+        self._cancelled = False
+        self._ended: Result | Exception | None = None
+
+    def cancel(self) -> None:
+        """End the request after the token that is being computed. From any thread, or from a signal handler."""
+        self._cancelled = True
 
     def __next__(self) -> Value:
-        for emission in self._emissions:
-            if self._first is None:
-                self._first = time.perf_counter()
-            self._request.collect(emission)
-            if emission.output == self._output:
-                return emission.value
-        if self._result is None:
-            self._result = self._finish()
+        try:
+            while not self._cancelled and (emission := next(self._emissions, None)) is not None:
+                self._first = self._first or time.perf_counter()
+                self._request.collect(emission)
+                if emission.output == self._output:
+                    return emission.value
+        except Exception as error:
+            self._ended = error
+            self._request.release()
+            raise
+        except BaseException:
+            self._cancelled = True
+            self._end()
+            raise
+        self._end()
         raise StopIteration
 
     @property
     def result(self) -> Result:
-        """The whole result; reads the stream to its end first."""
+        """The whole result; reads the stream to its end first. Raises what the request failed with."""
         for _ in self:
             pass
-        assert self._result is not None
-        return self._result
+        if isinstance(self._ended, Exception):
+            raise self._ended
+        assert self._ended is not None
+        return self._ended
 
-    def _finish(self) -> Result:
-        end = time.perf_counter()
-        first = self._first or end
-        request, tokens = self._request, self._request.new_tokens
-        rate = (len(tokens) - 1) / (end - first) if len(tokens) > 1 and end > first else 0.0
-        outputs = request.outputs()
-        return Result(
+    def _end(self) -> None:
+        """Set the result, once, and let go of all that the request held."""
+        if self._ended is not None:
+            return
+        request = self._request
+        if self._cancelled:
+            request.finish_reason = CANCELLED
+        if isinstance(self._emissions, Generator):
+            self._emissions.close()
+        outputs, tokens = request.outputs(), request.new_tokens
+        found = request.record.metrics(request.prompt_tokens, self._first)
+        times = (
+            found.time_to_first_token_seconds,
+            found.e2e_request_latency_seconds,
+            found.generation_tokens_per_second,
+        )
+        self._ended = Result(
             text=outputs.get(self._text or "") or "",
             tokens=list(tokens),
             finish_reason=request.finish_reason,
             outputs=outputs,
             usage=Usage(request.prompt_tokens, len(tokens)),
-            stats=Stats(first - self._start, end - self._start, rate, placements(request.program)),
+            stats=Stats(*times, placements(request.program), found),
         )
+        request.release()
+        request.record.finish(found, request.finish_reason)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is loaded once and shared by all requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from genai_bundle.manifest import Manifest, State
+from genai_bundle.ports import Ports
+
+from .adapters import Adapters
+from .backends.base import Graph
+from .placement import Placement
+from .text import TextCodec
+from .trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedGraph:
+    """A graph in the variant that was chosen, and its states as that variant keeps them."""
+
+    name: str
+    place: Placement
+    ports: Ports
+    graph: Graph
+    states: Mapping[str, State]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """All that requests share. With `literal`, generate is executed as its expansion, without the decode engine.
+
+    `trace` is told of what requests do; `load_s` is how long it took to have all this.
+    """
+
+    manifest: Manifest
+    graphs: Mapping[str, LoadedGraph]
+    text: TextCodec | None
+    literal: bool = False
+    adapters: Adapters = field(default_factory=Adapters)
+    trace: Trace | None = None
+    load_s: float = 0.0
