@@ -114,11 +114,12 @@ class Node:
             self.fail(f"an integer from {least} to {most}")
         return self.value
 
-    def number(self, least: float = 0, most: float | None = None, *, above: bool = False) -> float:
-        """A number; `above`: greater than `least`, not equal to it."""
+    def number(self, least: float | None = 0, most: float | None = None, *, above: bool = False) -> float:
+        """A number; `above`: greater than `least`, not equal to it. A bound of None is none."""
         given = self.value
         right = isinstance(given, int | float) and not isinstance(given, bool)
-        if not right or given < least or (above and given == least) or (most is not None and given > most):
-            bound = f"{'above' if above else 'of at least'} {least}"
-            self.fail(f"a number {bound}" + (f" and at most {most}" if most is not None else ""))
+        low = least is not None and (given < least or (above and given == least)) if right else False
+        if not right or low or (most is not None and given > most):
+            bound = "" if least is None else f" {'above' if above else 'of at least'} {least}"
+            self.fail(f"a number{bound}" + (f" and at most {most}" if most is not None else ""))
         return float(given)

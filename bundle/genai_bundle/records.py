@@ -45,7 +45,12 @@ OPTION_TYPES: Mapping[str, str] = {
     "top_k": "i64",
     "top_p": "f32",
     "min_p": "f32",
+    "typical_p": "f32",
     "repetition_penalty": "f32",
+    "frequency_penalty": "f32",
+    "presence_penalty": "f32",
+    "no_repeat_ngram_size": "i64",
+    "min_tokens": "i64",
     "seed": "i64",
     "stop": "strings",
 }

@@ -219,7 +219,12 @@ def parse_generation(node: Node) -> dict[str, Json]:
         "top_k": lambda node: node.integer(),
         "top_p": lambda node: node.number(0, 1),
         "min_p": lambda node: node.number(0, 1),
+        "typical_p": lambda node: node.number(0, 1),
         "repetition_penalty": lambda node: node.number(0, above=True),
+        "frequency_penalty": lambda node: node.number(None),
+        "presence_penalty": lambda node: node.number(None),
+        "no_repeat_ngram_size": lambda node: node.integer(),
+        "min_tokens": lambda node: node.integer(),
         "seed": lambda node: node.integer(),
         "stop": lambda node: [text.string(1) for text in node.items()],
     }

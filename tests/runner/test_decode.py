@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,11 +38,17 @@ def test_greedy_counts_upwards(path: Path, backend: str) -> None:
     top_k=st.integers(0, 8),
     top_p=st.sampled_from([0.3, 0.9, 1.0]),
     min_p=st.sampled_from([0.0, 0.2]),
+    typical_p=st.sampled_from([0.4, 1.0]),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
+    frequency_penalty=st.sampled_from([0.0, 0.5]),
+    presence_penalty=st.sampled_from([0.0, -0.5]),
+    no_repeat_ngram_size=st.sampled_from([0, 2]),
+    logit_bias=st.sampled_from([{}, {3: 1.5}]),
+    bad_words=st.sampled_from([[], [[5], [1, 2]]]),
     seed=st.integers(0, 2**64 - 1),
     max_tokens=st.integers(0, 6),
 )
-def test_engine_equals_expansion(path: Path, prompt: list[int], **options: float) -> None:
+def test_engine_equals_expansion(path: Path, prompt: list[int], **options: Any) -> None:
     fast = genai_runner.load(path)(ids=prompt, **options)
     slow = genai_runner.load(path, literal=True)(ids=prompt, **options)
     assert fast.tokens == slow.tokens

@@ -116,18 +116,24 @@ def test_r4_options_come_from_the_request_the_manifest_or_the_defaults(tmp_path:
         "temperature": "f32",
         "top_p": "f32",
         "min_p": "f32",
+        "typical_p": "f32",
         "repetition_penalty": "f32",
+        "frequency_penalty": "f32",
+        "presence_penalty": "f32",
         "top_k": "i64",
+        "no_repeat_ngram_size": "i64",
+        "min_tokens": "i64",
         "seed": "i64",
     }
     manifest = {
         "outputs": {f"the_{name}": {"type": kind} for name, kind in numbers.items()},
         "steps": [{"emit": {f"the_{name}": name for name in numbers}}],
-        "generation": {"top_k": 40, "seed": 7},
+        "generation": {"top_k": 40, "seed": 7, "presence_penalty": -0.5, "min_tokens": 3},
     }
     with genai_runner.load(bundle(tmp_path / "x.genai", {}, manifest)) as pipe:
         outputs = pipe(seed=9).outputs
-    expected = {"temperature": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1, "top_k": 40, "seed": 9}
+    expected = dict.fromkeys(numbers, 0) | {"top_p": 1, "typical_p": 1, "repetition_penalty": 1}
+    expected |= {"top_k": 40, "seed": 9, "presence_penalty": -0.5, "min_tokens": 3}
     assert {name: float(outputs[f"the_{name}"]) for name in expected} == expected
 
 

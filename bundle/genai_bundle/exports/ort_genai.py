@@ -44,7 +44,10 @@ HEADS = {"GroupQueryAttention": "num_heads", "MultiHeadAttention": "num_heads", 
 NO_PADDING = -1
 """No id of any text: padding ids that end a prompt are hidden, and a prompt may end with a token that ends turns."""
 
-UNKNOWN = ("max_tokens", "min_p", "stop")
+UNKNOWN = (
+    "max_tokens", "min_p", "typical_p", "frequency_penalty", "presence_penalty", "no_repeat_ngram_size", "min_tokens",
+    "stop",
+)  # fmt: skip
 """Defaults of a request that the runtime has no key for."""
 
 OPTION = "tokenizer.update_options(add_special_tokens='true')"

@@ -12,8 +12,15 @@ from genai_bundle.bundle import Bundle
 from genai_bundle.exports import as_json
 from genai_bundle.manifest import Manifest
 
-OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-"""Options of a request that generation_config.json names in the same way."""
+OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+"""Options of a request that generation_config.json names in the same way, and that a greedy request has no use for."""
+
+ALWAYS = {
+    "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    "min_tokens": "min_new_tokens",
+}
+"""Options that a greedy request has too, by the names that generation_config.json gives them."""
 
 
 def text_files(bundle: Bundle, tokenizer_class: str = "PreTrainedTokenizerFast") -> dict[str, bytes]:
@@ -57,8 +64,8 @@ def sampling(manifest: Manifest) -> Mapping[str, Any]:
     defaults = manifest.generation
     sampled = defaults.get("temperature", 0) > 0
     found: dict[str, Any] = {"do_sample": sampled}
-    penalty = {key: defaults[key] for key in ("repetition_penalty",) if key in defaults}
-    return found | ({key: defaults[key] for key in OPTIONS if key in defaults} if sampled else penalty)
+    found |= {name: defaults[key] for key, name in ALWAYS.items() if key in defaults}
+    return found | ({key: defaults[key] for key in OPTIONS if key in defaults} if sampled else {})
 
 
 def generation_config(bundle: Bundle) -> dict[str, Any]:

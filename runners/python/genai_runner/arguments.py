@@ -7,7 +7,7 @@ A bundle may call an input as it likes: a declared input goes before an argument
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from genai_bundle.errors import UsageError
@@ -42,7 +42,12 @@ class Arguments:
 
 
 def split(
-    manifest: Manifest, prompt: Value, prompt_input: str | None, given: Mapping[str, Any], known: Callable[[Any], Any]
+    manifest: Manifest,
+    text: TextCodec | None,
+    prompt: Value,
+    prompt_input: str | None,
+    given: Mapping[str, Any],
+    known: Callable[[Any], Any],
 ) -> Arguments:
     """Sort the arguments of a call. `known` checks the name of an adapter.
 
@@ -69,7 +74,7 @@ def split(
         raise UsageError(f"unknown input or option {unknown[0]!r}", hint=hint)
     return Arguments(
         inputs=_inputs(manifest, rest),
-        options=Options.merge(manifest.generation, options),
+        options=_spelt(Options.merge(manifest.generation, options), text),
         adapter=adapter,
         processors=_processors(processors),
         grammar=_grammar(grammar),
@@ -86,6 +91,30 @@ def _inputs(manifest: Manifest, given: Mapping[str, Value]) -> dict[str, Value]:
             raise UsageError(f"input {name!r} ({declared.type}) is needed and was not given")
         values[name] = None if value is None else coerce(name, declared, value)
     return values
+
+
+def _spelt(options: Options, text: TextCodec | None) -> Options:
+    """The options with each bad word as ids: a text as it is written at a beginning and behind a space.
+
+    A single ending id is none, as in transformers: `ignore_eos` and `min_tokens` are for that.
+    """
+    if not options.bad_words:
+        return options
+    words: dict[tuple[int, ...], None] = {}
+    for word in options.bad_words:
+        if not isinstance(word, str):
+            words[word] = None
+        elif text is None:
+            hint = "Give it as a list of ids"
+            raise UsageError(
+                f"{word!r} needs a tokenizer, and this bundle has none", where="option bad_words", hint=hint
+            )
+        else:
+            forms = (word,) if word.startswith(" ") else (word, " " + word)
+            words |= dict.fromkeys(tuple(text.encode(form, add_special=False)) for form in forms)
+    eos = text.eos if text else ()
+    ids = tuple(word for word in words if word and not (len(word) == 1 and word[0] in eos))
+    return replace(options, bad_words=ids)
 
 
 def _processors(given: Any) -> tuple[Processor, ...]:

@@ -20,6 +20,7 @@ from genai_bundle.manifest import Generate, Run
 from .backends.base import Array
 from .expand import ids_name
 from .metrics import Metrics
+from .processors import begin
 from .sampling import sample
 from .state import Group
 from .text import TextStream
@@ -53,6 +54,8 @@ class Decoder:
         self._draws = request.env.draws.get(0, 0)
         self._logits: Array | None = None
         self.stopped = False
+        self._eos = request.program.text.eos if request.program.text else ()
+        self.processors = request.env.processors
         self._stream = self._new_stream()
 
     # -- the mid-level interface --------------------------------------------------------------------------------------
@@ -161,6 +164,7 @@ class Decoder:
         if not self._pending:
             return
         began = time.perf_counter()
+        begin(self.processors, self.tokens)
         for piece in self._pieces():
             inner = self._inner(piece)
             yield from self._request.steps(self._step.do, inner)
@@ -185,15 +189,22 @@ class Decoder:
             raise BackendError("the body gave no logits", where=self._step.where)
         options, env = self._request.options, self._request.env
         step = self._draws + len(self.tokens) - self._prompt
-        token = sample(self._logits, options, history=self.tokens, step=step)
+        token = sample(
+            self._logits,
+            options,
+            history=self.tokens,
+            prompt_length=self._prompt,
+            eos=self._eos,
+            processors=self.processors,
+            step=step,
+        )
         env.draws[0] = step + 1
         self._request.record.token(token)
         self.tokens.append(token)
         self._pending = [token]
         self._carried[self._ids] = np.array([[token]], np.int64)
-        text = self._request.program.text
         self._piece = self._stream.push(token) if self._stream else ""
-        self.stopped = bool(text and token in text.eos) or bool(self._stream and self._stream.stopped)
+        self.stopped = (token in self._eos and not options.ignore_eos) or bool(self._stream and self._stream.stopped)
         return token
 
     # -- what it stands on --------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def expand(step: Generate, room: int) -> tuple[Step, ...]:
     texts = [output for output, value in step.emit.items() if value != "token"]
     body: list[Step] = [
         *step.do,
-        run("sample@1", {"logits": step.logits, "history": "$history"}, {"token": "token"}),
+        run("sample@1", {"logits": step.logits, "history": "$history", "new": "$new"}, {"token": "token"}),
         run("concat@1", {"a": "$history", "b": "token"}, {"y": "$longer"}, axis=1),
         run("concat@1", {"a": "$new", "b": "token"}, {"y": "$more"}, axis=1),
         run("stop@1", {"tokens": "$more"}, {"done": "$done"}),

@@ -169,7 +169,9 @@ class Pipeline:
         return Stream(request, request.steps(self.manifest.steps, scope), self._streamed(output), self.text_output)
 
     def _request(self, prompt: Value, given: Mapping[str, Value], states: States | None) -> tuple[Request, Any]:
-        arguments = split(self.manifest, prompt, self.prompt_input, given, self._program.adapters.check)
+        arguments = split(
+            self.manifest, self._program.text, prompt, self.prompt_input, given, self._program.adapters.check
+        )
         adapter = arguments.adapter
         if states is not None:
             states.check(adapter)

@@ -57,6 +57,7 @@ def sample_1(
     *,
     logits: Array,
     history: Array | None = None,
+    new: Array | None = None,
     step: Value = None,
     stream: Value = 0,
     **options: Value,
@@ -73,8 +74,27 @@ def sample_1(
         raise UsageError(error.message, where=op, hint=error.hint) from error
     number = integer(op, "stream", stream, low=0, high=philox.WORD)
     at = env.step(number) if step is None else integer(op, "step", step, low=0, high=philox.WORD)
-    token = sample(scores.reshape(-1, scores.shape[-1])[-1], chosen, history=past, step=at, stream=number)
+    token = sample(
+        scores.reshape(-1, scores.shape[-1])[-1],
+        chosen,
+        history=past,
+        prompt_length=_before(past, new),
+        eos=env.text.eos if env.text else (),
+        processors=env.processors,
+        step=at,
+        stream=number,
+    )
     return {"token": np.array([[token]], np.int64)}
+
+
+def _before(history: Array, new: Array | None) -> int | None:
+    """How many ids of `history` come before `new`, which is its end; None where that is not bound."""
+    if new is None:
+        return None
+    count = history.size - np.asarray(new).size
+    if count < 0 or not np.array_equal(history[count:], np.asarray(new).reshape(-1)):
+        refuse("sample@1", "new", f"has {np.asarray(new).size} ids that are not the end of 'history'")
+    return count
 
 
 def stop_1(env: Env, *, tokens: Array) -> dict[str, Array]:
@@ -82,7 +102,7 @@ def stop_1(env: Env, *, tokens: Array) -> dict[str, Array]:
     ids = np.asarray(tokens).reshape(-1).tolist()
     done = False
     if ids and env.text is not None:
-        done = ids[-1] in env.text.eos
+        done = ids[-1] in env.text.eos and not env.options.ignore_eos
         if not done and env.options.stop:
             done = first_stop(env.text.decode(ids), env.options.stop) >= 0
     elif ids and env.options.stop:
