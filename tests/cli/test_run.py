@@ -113,6 +113,30 @@ def test_options_reach_the_request(bundle: Path) -> None:
     assert first != other
 
 
+def test_options_that_change_scores_reach_the_request(bundle: Path) -> None:
+    """The model of this bundle counts: five, six, seven, then the id 0, which ends the text."""
+
+    def tokens(*options: str) -> list[int]:
+        found: list[int] = command("run", bundle, "five", "--max-tokens", "4", "--json", *options).json["tokens"]
+        return found
+
+    assert tokens() == [6, 7, 0]
+    assert tokens("--ignore-eos") == [6, 7, 0, 1]
+    assert tokens("--min-tokens", "3")[2] != 0
+    assert tokens("--logit-bias", "0=99") == [0]
+    assert tokens("--logit-bias", "3=99", "--logit-bias", "4=99.5", "--no-repeat-ngram-size", "1")[:2] == [4, 3]
+    assert tokens("--bad-words", "six", "--bad-words", "seven")[0] not in (6, 7)
+    assert tokens("--logit-bias", "3=1e4", "--presence-penalty", "2e4", "--frequency-penalty", "1")[:2] != [3, 3]
+    assert tokens("--typical-p", "0.5", "--temperature", "0.01") == [6, 7, 0]
+
+
+@pytest.mark.parametrize("bias", ["five=1", "5", "5=much"])
+def test_a_bias_is_an_id_and_a_number(bundle: Path, bias: str) -> None:
+    done = command("run", bundle, "five", "--logit-bias", bias)
+    assert done.code == 2
+    assert "expected ID=X" in done.err
+
+
 def test_an_option_out_of_range_is_a_usage_error(bundle: Path) -> None:
     done = command("run", bundle, "one", "--top-p", "1.5")
     assert done.code == 2

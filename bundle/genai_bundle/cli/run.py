@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genai_bundle.cli.request_options import with_options
 from genai_bundle.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ Examples:
   echo "Once upon a time" | genai-bundle run tiny-stories.genai
   genai-bundle run chat.genai --system "Answer briefly." --message "Who are you?"
   genai-bundle run chat.genai "Who are you?" --adapter pirate
+  genai-bundle run tiny-stories.genai "Once" --no-repeat-ngram-size 3 --bad-words "big" --presence-penalty 0.5
   genai-bundle run stories.genai "Once" --json --stats
   genai-bundle run stories.genai "Once" --device cuda --device-option device_id=1 --stats
   genai-bundle run stories.genai "Once" --trace trace.json
@@ -35,7 +37,7 @@ Examples:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("run", epilog=EXAMPLES)(run)
+    app.command("run", epilog=EXAMPLES)(with_options(run))
 
 
 def run(
@@ -62,26 +64,8 @@ def run(
         list[str] | None,
         typer.Option("--output", metavar="NAME=FILE", help="Save an output: .npy .json .txt .wav .png."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="At most this many new tokens.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(metavar="X", help="0 takes the likeliest token; higher is more varied.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(metavar="X", help="Sample from the likeliest tokens that hold this share.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(metavar="N", help="Sample from this many likeliest tokens; 0: from all.")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(metavar="X", help="Leave out tokens below this share of the likeliest.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(metavar="X", help="Above 1: tokens that occurred are less likely.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same tokens.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
-    ] = None,
+    *,
+    options: dict[str, Any],
     adapter: Annotated[
         str | None, typer.Option(metavar="NAME", help="Run with this one of the bundle's adapters.")
     ] = None,
@@ -127,10 +111,6 @@ def run(
     from genai_bundle.cli import console, figures, values
     from genai_bundle.records import ADAPTER
 
-    options = {
-        "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or None, ADAPTER: adapter,
-    }  # fmt: skip
     targets = [values.split("--output", text) for text in outputs or ()]
     settings: dict[str, Any] = {
         "variant": variant,
@@ -157,7 +137,8 @@ def run(
         given = _named_inputs(manifest, inputs or [])
         given.update(_chat(manifest, message, system, messages))
         given.update(_prompt(pipe, prompt, prompt_file, alone=not given))
-        request = {name: value for name, value in options.items() if value is not None} | given
+        chosen = {} if adapter is None else {ADAPTER: adapter}
+        request = {**options, **chosen, **given}
 
         streamed = pipe.text_output
         result = _run(pipe.stream(**request), show=not json and streamed is not None)
