@@ -7,7 +7,7 @@ first GrammarError that it meets. `check_graphs` is in `wiring`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from .document import Node
 from .errors import ManifestError
@@ -16,7 +16,22 @@ from .layout import is_weights
 from .literals import problem
 from .names import at
 from .ports import placeholders
-from .records import ADAPTER, DOCS_FOLDER, OPTION_TYPES, Input, Json, Manifest, Output, State, Test
+from .records import (
+    ADAPTER,
+    DOCS_FOLDER,
+    OPTION_TYPES,
+    Draft,
+    Generate,
+    If,
+    Input,
+    Json,
+    Loop,
+    Manifest,
+    Output,
+    State,
+    Step,
+    Test,
+)
 from .sections import parse_generation
 from .wiring import check_graphs
 
@@ -48,6 +63,7 @@ def check_manifest(manifest: Manifest) -> None:
                 fail("P30", f"no graph named {graph!r}", where, nearest(graph, manifest.graphs))
     _check_files(manifest)
     Flow(manifest).walk()
+    _check_drafts(manifest)
     used = {step.target for step in runs(manifest.steps)}
     for name in manifest.graphs:
         if name not in used:
@@ -114,6 +130,31 @@ def _check_variants(manifest: Manifest, name: str) -> None:
             if state.update == "read" and "update" in changes:
                 fail("P22", "a state that is read keeps its update", place)
             _check_update(state.override(changes), set(changes), place)
+
+
+def _check_drafts(manifest: Manifest) -> None:
+    """What a draft computes stays with it: nothing else runs or reads the states of its graphs."""
+    every = [step.target for step in runs(manifest.steps)]
+    for draft in _drafts(manifest.steps):
+        inside = [step.target for step in draft.do]
+        kept = {name: state.graph for name, state in manifest.state.items() if state.graph in inside}
+        for step in draft.do:
+            if step.target in kept.values() and every.count(step.target) > inside.count(step.target):
+                fail("P31", f"{step.target!r} has a state, and steps outside the draft run it too", f"{step.where}.run")
+        for name, state in manifest.state.items():
+            if state.of in kept and name not in kept:
+                fail("P31", f"{name!r} reads {state.of!r}, a state of a draft", f"state.{name}.of")
+
+
+def _drafts(steps: Iterable[Step]) -> Iterator[Draft]:
+    """All drafts in `steps`, at any depth."""
+    for step in steps:
+        if isinstance(step, If):
+            yield from _drafts((*step.then, *step.orelse))
+        elif isinstance(step, Loop | Generate):
+            yield from _drafts(step.do)
+            if isinstance(step, Generate) and step.draft:
+                yield step.draft
 
 
 def _check_files(manifest: Manifest) -> None:

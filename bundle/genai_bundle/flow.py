@@ -15,7 +15,7 @@ from typing import NoReturn
 from .errors import GrammarError
 from .names import at
 from .ports import Ports
-from .records import OPTION_TYPES, Emit, Generate, If, Loop, Manifest, Run, State, Step
+from .records import OPTION_TYPES, Draft, Emit, Generate, If, Loop, Manifest, Run, State, Step
 from .signatures import INTEGERS, Kind, Signature, fits, literal_fits, merge, ops, signature
 from .steps import DRAWN
 
@@ -84,6 +84,8 @@ def runs(steps: Iterable[Step]) -> Iterator[Run]:
             yield from runs((*step.then, *step.orelse))
         elif isinstance(step, Loop | Generate):
             yield from runs(step.do)
+            if isinstance(step, Generate) and step.draft:
+                yield from step.draft.do
 
 
 def states_of(manifest: Manifest, graph: str, variant: int | None = None) -> dict[str, State]:
@@ -239,6 +241,9 @@ class Flow:
             fail("P17", f"{len(drawn)} carried names have `{DRAWN}` as their next value, not one", f"{where}.carry")
         inner = self._carried(step, scope, where)
         self._kind(inner.visible[drawn[0]].kind, "i64", f"{where}.carry.{drawn[0]}")
+        if step.draft:
+            seen = {name: value for name, value in inner.visible.items() if name not in step.carry or name == drawn[0]}
+            self._draft(step.draft, Scope(seen))
         self.steps(step.do, inner, looping=True, done=done)
         self._kind(inner.read(step.logits, f"{where}.logits").kind, "tensor", f"{where}.logits")
         inner.define(DRAWN, Value("i64"), f"{where}.do")
@@ -250,6 +255,12 @@ class Flow:
                 self.needs_text(place)
                 self.emit(output, "text", place, looping, done)
         self._carry_on(step, scope, inner, where)
+
+    def _draft(self, draft: Draft, scope: Scope) -> None:
+        """A body beside the other one, which knows the ids alone of what is carried."""
+        self.steps(draft.do, scope, looping=True, done=set())
+        self._kind(scope.read(draft.logits, f"{draft.where}.logits").kind, "tensor", f"{draft.where}.logits")
+        scope.define(DRAWN, Value("i64"), f"{draft.where}.do")
 
     def _carried(self, step: Loop | Generate, scope: Scope, where: str) -> Scope:
         """The body's scope, with the carried names at their first values."""

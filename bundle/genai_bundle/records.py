@@ -197,6 +197,15 @@ class Emit:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """A cheaper body that guesses the tokens of a `generate`. It reads the carried ids under the same name."""
+
+    do: tuple[Run, ...]
+    logits: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
 class Generate:
     """A token loop whose tail (sample, stop, emit) the runner owns. `emit` {output: `token` or `text.decode@1`}."""
 
@@ -205,6 +214,7 @@ class Generate:
     logits: str
     emit: Mapping[str, str]
     where: str
+    draft: Draft | None = None
 
 
 Step: TypeAlias = Run | Loop | If | Emit | Generate

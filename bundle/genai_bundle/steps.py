@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from .document import Node
 from .names import MAX_PORT, NAME, OP, REFERENCE
-from .records import Emit, Generate, If, Json, Loop, Run, Step
+from .records import Draft, Emit, Generate, If, Json, Loop, Run, Step
 
 DRAWN = "token"
 """The value that a `generate` draws in each iteration."""
@@ -129,7 +129,7 @@ def _emit(node: Node) -> Emit:
 
 
 def _generate(step: Node) -> Generate:
-    keys = step.object(("generate",))["generate"].object(("carry", "do", "logits"), ("emit",))
+    keys = step.object(("generate",))["generate"].object(("carry", "do", "logits"), ("emit", "draft"))
     emitted = keys["emit"].entries() if "emit" in keys else {}
     return Generate(
         carry=_carry(keys["carry"]),
@@ -137,4 +137,15 @@ def _generate(step: Node) -> Generate:
         logits=keys["logits"].name(),
         emit={output: source.choice((DRAWN, DECODED)) for output, source in emitted.items()},
         where=step.path,
+        draft=_draft(keys["draft"]) if "draft" in keys else None,
     )
+
+
+def _draft(node: Node) -> Draft:
+    keys = node.object(("do", "logits"))
+    steps = []
+    for item, step in zip(keys["do"].items(), parse_steps(keys["do"]), strict=True):
+        if not isinstance(step, Run) or step.is_op:
+            item.refuse("a draft only runs graphs", "M27")
+        steps.append(step)
+    return Draft(tuple(steps), keys["logits"].name(), node.path)

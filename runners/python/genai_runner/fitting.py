@@ -109,6 +109,7 @@ def _repeated(steps: Sequence[Step], *, inside: bool) -> Iterator[str]:
         if isinstance(step, Run) and inside:
             yield step.target
         elif isinstance(step, Generate | Loop):
-            yield from _repeated(step.do, inside=True)
+            draft = step.draft.do if isinstance(step, Generate) and step.draft else ()
+            yield from _repeated((*step.do, *draft), inside=True)
         elif isinstance(step, If):
             yield from _repeated((*step.then, *step.orelse), inside=inside)
