@@ -13,6 +13,7 @@ from .loading import load
 from .metrics import Metrics
 from .pipeline import Pipeline, Session
 from .results import Result, Stats, Stream, Usage
+from .sequences import Sequence, TokenLogprob
 from .trace import ChromeTrace, Event
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "Metrics",
     "Pipeline",
     "Result",
+    "Sequence",
     "Session",
     "Stats",
     "Stream",
+    "TokenLogprob",
     "Usage",
     "UsageError",
     "load",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from genai_bundle.errors import UsageError
-from genai_bundle.manifest import Manifest
+from genai_bundle.manifest import Generate, Manifest
 from genai_bundle.records import ADAPTER
 
 from .options import OPTIONS, Options
@@ -74,7 +74,7 @@ def split(
         raise UsageError(f"unknown input or option {unknown[0]!r}", hint=hint)
     return Arguments(
         inputs=_inputs(manifest, rest),
-        options=_spelt(Options.merge(manifest.generation, options), text),
+        options=_spelt(_answerable(Options.merge(manifest.generation, options), manifest), text),
         adapter=adapter,
         processors=_processors(processors),
         grammar=_grammar(grammar),
@@ -91,6 +91,16 @@ def _inputs(manifest: Manifest, given: Mapping[str, Value]) -> dict[str, Value]:
             raise UsageError(f"input {name!r} ({declared.type}) is needed and was not given")
         values[name] = None if value is None else coerce(name, declared, value)
     return values
+
+
+def _answerable(options: Options, manifest: Manifest) -> Options:
+    """The options; UsageError where they are about the answers of a `generate` that is not there."""
+    asked = {"logprobs": options.logprobs is not None, "n": options.n > 1, "best_of": (options.best_of or 1) > 1,
+             "num_beams": options.num_beams > 1}  # fmt: skip
+    if any(asked.values()) and not any(isinstance(step, Generate) for step in manifest.steps):
+        name = next(name for name, given in asked.items() if given)
+        raise UsageError(f"{name} needs a `generate` among the outermost steps", where=f"option {name}")
+    return options
 
 
 def _spelt(options: Options, text: TextCodec | None) -> Options:

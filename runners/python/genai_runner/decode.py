@@ -22,6 +22,7 @@ from .expand import ids_name
 from .metrics import Metrics
 from .processors import begin
 from .sampling import sample
+from .sequences import TokenLogprob, logprob_of
 from .state import Group
 from .text import TextStream
 from .values import Emission
@@ -36,7 +37,7 @@ class Decoder:
     """One generation. Tokens are ids; `tokens` holds the prompt and everything after it.
 
     A token that was appended or sampled is run when logits are next needed, not before: nothing is computed twice or
-    in vain.
+    in vain. `row`: which of several answers this is. `logprobs`: of the new tokens, where the options need them.
     """
 
     def __init__(self, request: Request, step: Generate, scope: Scope) -> None:
@@ -53,6 +54,7 @@ class Decoder:
         self.room = self._room()
         self._draws = request.env.draws.get(0, 0)
         self._logits: Array | None = None
+        self.row, self.logprobs = 0, list[TokenLogprob]()
         self.stopped = False
         self._eos = request.program.text.eos if request.program.text else ()
         self.processors = request.env.processors
@@ -83,7 +85,7 @@ class Decoder:
         self.tokens += added
         self._prompt = len(self.tokens)
         self._draws = self._request.env.draws.get(0, 0)  # the next draw is not the first one again
-        self.stopped, self._stream = False, self._new_stream()
+        self.stopped, self._stream, self.logprobs = False, self._new_stream(), []
         self._request.record.turn()
 
     def get_logits(self) -> Array:
@@ -106,6 +108,18 @@ class Decoder:
         self.get_logits()
         return self._draw()
 
+    def accept(self, token: int) -> None:
+        """Append `token` as if it had been drawn."""
+        options, env = self._request.options, self._request.env
+        if options.logprobs is not None or options.best_of is not None:
+            self.logprobs.append(logprob_of(self.get_logits(), token, options.logprobs or 0))
+        env.draws[0] = self._draws + len(self.tokens) - self._prompt + 1
+        self.tokens.append(token)
+        self._pending = [*self._pending, token]
+        self._carried[self._ids] = np.array([[token]], np.int64)
+        self._piece = self._stream.push(token) if self._stream else ""
+        self.stopped = (token in self._eos and not options.ignore_eos) or bool(self._stream and self._stream.stopped)
+
     def rewind_to(self, length: int) -> None:
         """Go back to the first `length` tokens. Raises UsageError where a state of the model cannot go back."""
         if not 0 < length <= len(self.tokens):
@@ -121,6 +135,7 @@ class Decoder:
         self._pending = self.tokens[min(keep, len(self.tokens) - len(self._pending)) : length]
         self.tokens = self.tokens[:length]
         self._prompt = min(self._prompt, length)
+        del self.logprobs[max(0, length - self._prompt) :]
         self._logits, self.stopped, self._stream = None, False, self._new_stream()
         for token in self.new_tokens:
             if self._stream:
@@ -187,7 +202,7 @@ class Decoder:
     def _draw(self) -> int:
         if self._logits is None:
             raise BackendError("the body gave no logits", where=self._step.where)
-        options, env = self._request.options, self._request.env
+        options = self._request.options
         step = self._draws + len(self.tokens) - self._prompt
         token = sample(
             self._logits,
@@ -197,14 +212,10 @@ class Decoder:
             eos=self._eos,
             processors=self.processors,
             step=step,
+            row=self.row,
         )
-        env.draws[0] = step + 1
         self._request.record.token(token)
-        self.tokens.append(token)
-        self._pending = [token]
-        self._carried[self._ids] = np.array([[token]], np.int64)
-        self._piece = self._stream.push(token) if self._stream else ""
-        self.stopped = (token in self._eos and not options.ignore_eos) or bool(self._stream and self._stream.stopped)
+        self.accept(token)
         return token
 
     # -- what it stands on --------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from .expand import expand
 from .metrics import Recorder
 from .ops import Env, resolve
 from .program import LoadedGraph, Program
+from .sequences import Sequence, TokenLogprob
 from .state import DISCIPLINES, Group, Read
 from .values import Emission, Value, conform, joined, literal, to_port
 
@@ -42,6 +43,8 @@ class Request:
         self.finish_reason = "stop"
         self.prompt_tokens = 0
         self.new_tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.sequences: list[Sequence] = []  # where the request asks for several
         self._depth = 0
         apply, adapter = program.adapters.apply, arguments.adapter
         self._graphs = {name: apply(adapter, name, one.graph) for name, one in program.graphs.items()}
@@ -218,6 +221,7 @@ class Request:
             yield from decoder.run()
         finally:  # of a request that is cut short too
             self.new_tokens += decoder.new_tokens
+            self.logprobs += decoder.logprobs
         self._depth -= 1
         self._finish(decoder.stopped)
 

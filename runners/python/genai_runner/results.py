@@ -11,6 +11,7 @@ from .interpreter import Request
 from .metrics import Metrics
 from .placement import Placement
 from .program import Program
+from .sequences import Sequence
 from .values import Emission, Value
 
 CANCELLED = "cancelled"
@@ -52,6 +53,8 @@ class Result:
     finish_reason: "stop" when the pipeline ended by itself, "length" when a bound ended it,
     "cancelled" when the caller did: then all else is what there was until then.
     outputs: every declared output: ndarray, str or bytes; None for one that was never emitted.
+    sequences: all answers, best first where they were chosen by a score; text, tokens and finish_reason are those of
+    the first.
     """
 
     text: str
@@ -60,6 +63,7 @@ class Result:
     outputs: Mapping[str, Value]
     usage: Usage
     stats: Stats
+    sequences: list[Sequence] = field(default_factory=list)
 
     @property
     def metrics(self) -> Metrics:
@@ -133,13 +137,17 @@ class Stream(Iterator[Value]):
             found.e2e_request_latency_seconds,
             found.generation_tokens_per_second,
         )
+        text, reason = outputs.get(self._text or "") or "", request.finish_reason
+        logprobs = None if request.options.logprobs is None else tuple(request.logprobs)
+        sequences = request.sequences or [Sequence(text, list(tokens), reason, logprobs)]
         self._ended = Result(
-            text=outputs.get(self._text or "") or "",
+            text=text,
             tokens=list(tokens),
-            finish_reason=request.finish_reason,
+            finish_reason=reason,
             outputs=outputs,
-            usage=Usage(request.prompt_tokens, len(tokens)),
+            usage=Usage(request.prompt_tokens, sum(len(one.tokens) for one in sequences)),
             stats=Stats(*times, placements(request.program), found),
+            sequences=sequences,
         )
         request.release()
         request.record.finish(found, request.finish_reason)
