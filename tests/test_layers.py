@@ -34,7 +34,11 @@ TO_OPENVINO = "genai_bundle.exports.openvino"
 """Writes what only that engine writes, with the backend's own reading of a graph, and a tokenizer by way of
 transformers."""
 
-BOTH_SIDES = ("genai_bundle.cli", "genai_bundle.builder.prove", "genai_bundle.builder.measure_fast", TO_OPENVINO)
+BENCH, PEERS = "genai_bundle.bench", "genai_bundle.bench.peers"
+"""Measures the runner, and other stacks in processes of their own."""
+
+PROOFS = ("genai_bundle.builder.prove", "genai_bundle.builder.measure_fast")
+BOTH_SIDES = ("genai_bundle.cli", *PROOFS, BENCH, TO_OPENVINO)
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -94,6 +98,7 @@ def test_the_runner_knows_only_the_reading_side() -> None:
         "genai_bundle.importers",
         "genai_bundle.exports",
         "genai_bundle.compare",
+        BENCH,
         "genai_bundle.cli",
         "genai_bundle.writer",
         "genai_bundle.staging",
@@ -102,12 +107,15 @@ def test_the_runner_knows_only_the_reading_side() -> None:
 
 
 def test_nothing_below_imports_the_command_or_the_builder() -> None:
-    above = (*(f"genai_bundle.{name}" for name in ("cli", "builder", "importers", "exports", "compare", "__main__")),)
+    names = ("cli", "bench", "builder", "importers", "exports", "compare", "__main__")
+    above = (*(f"genai_bundle.{name}" for name in names),)
     allowed = {"genai_bundle.builder": ("genai_bundle.builder", "genai_bundle.importers")}
 
     def fine(name: str, target: str) -> bool:
         if not within(target, *above) or within(name, "genai_bundle.cli", "genai_bundle.__main__"):
             return True
+        if within(name, BENCH):
+            return within(target, BENCH, "genai_bundle.exports")
         for own in ("genai_bundle.exports", "genai_bundle.compare"):
             if within(name, own):
                 return within(target, own)
@@ -124,6 +132,7 @@ def test_torch_stays_in_the_builder() -> None:
             target.split(".")[0] not in TORCH
             or within(name, "genai_bundle.builder", "genai_bundle.importers")
             or (name == TO_OPENVINO and target.split(".")[0] == "transformers")
+            or within(name, PEERS)
         )
     )
 
@@ -131,7 +140,7 @@ def test_torch_stays_in_the_builder() -> None:
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_each_engine_stays_in_its_backend(engine: str) -> None:
     homes = (f"genai_runner.backends.{engine}", *(name for name in MODULES if name.startswith(HELPERS.format(engine))))
-    assert not crossings(lambda name, target: target.split(".")[0] != engine or within(name, *homes))
+    assert not crossings(lambda name, target: target.split(".")[0] != engine or within(name, *homes, PEERS))
 
 
 def test_the_reference_evaluator_stays_in_its_backend() -> None:
@@ -177,6 +186,7 @@ def test_every_module_of_the_reading_side_has_its_place() -> None:
         "importers",
         "exports",
         "compare",
+        "bench",
         "__main__",
     }
     present = {name.split(".")[1] for name in MODULES if within(name, "genai_bundle") and "." in name}

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +11,11 @@ if TYPE_CHECKING:
     from genai_runner.results import Result
 
 
-def peak_memory() -> int | None:
-    """The most memory this process has held, in bytes; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def of(result: Result) -> dict[str, Any]:
     """Every figure of a request for JSON: times in seconds, tokens a second after the first, memory in bytes."""
     import dataclasses
+
+    from genai_runner.metrics import peak_memory
 
     stats, metrics = result.stats, result.metrics
     return {

@@ -11,6 +11,7 @@ Times are the request's own: where its tokens are pulled one by one, what the ca
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -217,6 +218,16 @@ class Metrics:
     def get_generate_duration(self) -> MeanStd:
         """The whole request."""
         return MeanStd(1e3 * self.e2e_request_latency_seconds, 0.0)
+
+
+def peak_memory() -> int | None:
+    """The most memory this process has held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _differences(times: Sequence[float]) -> tuple[float, ...]:
