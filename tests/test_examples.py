@@ -39,6 +39,21 @@ def test_choices_differ_and_begin_with_the_prompt(tmp_path: Path) -> None:
     assert all(line[8:].startswith("Once upon a time") for line in lines)
 
 
+ENGINES = {"onnxruntime-genai": [pytest.mark.peers], "openvino-genai": [pytest.mark.peers, pytest.mark.torch]}
+
+
+@pytest.mark.parametrize("engine", [pytest.param(name, marks=marks) for name, marks in ENGINES.items()])
+def test_one_word_switches_engines(engine: str, tmp_path: Path) -> None:
+    ours, theirs = (run(EXAMPLES / "engines.py", name, cwd=tmp_path).splitlines() for name in ("genai-bundle", engine))
+    assert (ours[0], theirs[0]) == ("[genai-bundle]", f"[{engine}]")
+    assert ours[1:] == theirs[1:]
+    assert "2 + 3 = 5" in ours[-1]
+
+
+def test_the_engines_example_runs_without_other_stacks(tmp_path: Path) -> None:
+    assert "[genai-bundle]" in run(EXAMPLES / "engines.py", cwd=tmp_path)
+
+
 @pytest.mark.torch
 def test_the_sample_is_made_by_its_script(tmp_path: Path) -> None:
     """Two steps of training teach nothing, but go the whole way: text, tokenizer, checkpoint, proof, bundle."""

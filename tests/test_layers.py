@@ -27,6 +27,7 @@ READING = [
 
 TORCH = {"torch", "transformers", "onnxscript", "peft"}
 ENGINES = {"onnxruntime", "openvino"}
+STACKS = {"onnxruntime_genai", "openvino_genai"}
 HELPERS = "genai_runner.backends._{}_"
 """How the names of a backend's other files begin."""
 
@@ -38,6 +39,9 @@ BENCH, PEERS = "genai_bundle.bench", "genai_bundle.bench.peers"
 """Measures the runner, and other stacks in processes of their own."""
 
 PROOFS = ("genai_bundle.builder.prove", "genai_bundle.builder.measure_fast")
+EXPORTED = "genai_runner.engines._exported"
+"""Has a bundle exported for another stack: the one module of the runner that asks for it."""
+
 BOTH_SIDES = ("genai_bundle.cli", *PROOFS, BENCH, TO_OPENVINO)
 
 
@@ -103,7 +107,13 @@ def test_the_runner_knows_only_the_reading_side() -> None:
         "genai_bundle.writer",
         "genai_bundle.staging",
     )
-    assert not crossings(lambda name, target: not within(name, "genai_runner") or not within(target, *writing))
+    assert not crossings(
+        lambda name, target: (
+            not within(name, "genai_runner")
+            or not within(target, *writing)
+            or (name == EXPORTED and within(target, "genai_bundle.exports"))
+        )
+    )
 
 
 def test_nothing_below_imports_the_command_or_the_builder() -> None:
@@ -116,6 +126,8 @@ def test_nothing_below_imports_the_command_or_the_builder() -> None:
             return True
         if within(name, BENCH):
             return within(target, BENCH, "genai_bundle.exports")
+        if name == EXPORTED:
+            return within(target, "genai_bundle.exports")
         for own in ("genai_bundle.exports", "genai_bundle.compare"):
             if within(name, own):
                 return within(target, own)
@@ -141,6 +153,12 @@ def test_torch_stays_in_the_builder() -> None:
 def test_each_engine_stays_in_its_backend(engine: str) -> None:
     homes = (f"genai_runner.backends.{engine}", *(name for name in MODULES if name.startswith(HELPERS.format(engine))))
     assert not crossings(lambda name, target: target.split(".")[0] != engine or within(name, *homes, PEERS))
+
+
+@pytest.mark.parametrize("stack", sorted(STACKS))
+def test_each_stack_stays_in_its_engine(stack: str) -> None:
+    homes = (f"genai_runner.engines.{stack}", f"genai_bundle.bench.peers.{stack}")
+    assert not crossings(lambda name, target: target.split(".")[0] != stack or name in homes)
 
 
 def test_the_reference_evaluator_stays_in_its_backend() -> None:

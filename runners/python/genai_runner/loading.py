@@ -97,7 +97,7 @@ def load(
             cpu_fallback=cpu_fallback,
         )
         graphs = _load_graphs(bundle, engine, variant, precision, options)
-        program = Program(bundle.manifest, graphs, _codec(bundle), literal, read_adapters(bundle), trace)
+        program = Program(bundle.manifest, graphs, codec_of(bundle), literal, read_adapters(bundle), trace)
         program = replace(program, load_s=time.perf_counter() - began)
     except BaseException:
         bundle.close()
@@ -176,7 +176,8 @@ def _state_ports(states: Mapping[str, State], ports: Ports) -> tuple[StatePort, 
     )
 
 
-def _codec(bundle: Bundle) -> TextCodec | None:
+def codec_of(bundle: Bundle) -> TextCodec | None:
+    """The bundle's tokenizer and chat template; None where it has none."""
     text = bundle.manifest.text
     if text is None:
         return None
