@@ -130,6 +130,22 @@ def test_options_that_change_scores_reach_the_request(bundle: Path) -> None:
     assert tokens("--typical-p", "0.5", "--temperature", "0.01") == [6, 7, 0]
 
 
+def test_several_answers(bundle: Path) -> None:
+    drawn = command("run", bundle, "five", "--n", "3", "--temperature", "2", "--logprobs", "2", "--json").json
+    assert len(drawn["sequences"]) == 3
+    assert drawn["sequences"][0]["tokens"] == drawn["tokens"]
+    assert len(drawn["sequences"][2]["logprobs"][0]["top"]) == 2
+    beams = ["--num-beams", "4", "--n", "2", "--temperature", "0", "--length-penalty", "2", "--max-tokens", "3"]
+    found = command("run", bundle, "five", *beams, "--early-stopping", "never", "--json").json["sequences"]
+    assert found[0]["text"] == "six seven"
+    assert found[0]["score"] >= found[1]["score"]
+    printed = command("run", bundle, "five", *beams, "--num-beam-groups", "2", "--diversity-penalty", "0.1").out
+    assert printed.startswith("six seven\n---\n")
+    refused = command("run", bundle, "five", *beams, "--early-stopping", "always")
+    assert (refused.code, "early_stopping is 'always'" in refused.err) == (2, True)
+    assert command("run", bundle, "five", "--best-of", "2", "--n", "3", "--temperature", "1").code == 2
+
+
 @pytest.mark.parametrize("bias", ["five=1", "5", "5=much"])
 def test_a_bias_is_an_id_and_a_number(bundle: Path, bias: str) -> None:
     done = command("run", bundle, "five", "--logit-bias", bias)

@@ -19,6 +19,8 @@ import pytest
 
 from conftest import ROOT, optional
 from families import FAMILIES
+from matrix.beams import FAMILIES as SEARCHED
+from matrix.beams import beam_differences
 from matrix.table import Cell, Row, read_verdicts, write
 from matrix.tokens import token_differences
 
@@ -110,6 +112,8 @@ def test_family(family: str, tmp_path: Path, kind_of: Callable[[Path], Any]) -> 
     assert [cell.verdict for cell in cells[chosen, "fp32"] + cells[chosen, "int4"]] == ["right"] * 4
     for form in ("fp32", "int4"):
         assert token_differences(tmp_path / f"{chosen}-{form}.genai") == []
+    if family in SEARCHED:  # spec/runner.md, R29
+        assert beam_differences(folder, tmp_path / f"{chosen}-fp32.genai") == []
     row = Row(chosen, cells)
     if UPDATE:
         write(PAGE, {family: row}, FAMILIES)

@@ -12,7 +12,10 @@ import typer
 
 from genai_bundle.errors import UsageError
 
-DECLARED: dict[str, tuple[Any, str, str]] = {
+Declared = dict[str, tuple[Any, str, str]]
+"""name -> type, what stands for its value in the help, help"""
+
+ONE: Declared = {
     "max_tokens": (int, "N", "At most this many new tokens."),
     "temperature": (float, "X", "0 takes the likeliest token; higher is more varied."),
     "top_p": (float, "X", "Sample from the likeliest tokens that hold this share."),
@@ -30,28 +33,41 @@ DECLARED: dict[str, tuple[Any, str, str]] = {
     "bad_words": (list[str], "TEXT", "Never write this; may be repeated."),
     "ignore_eos": (bool, "", "Go on behind the token that ends a text."),
 }
-"""name -> type, what stands for its value in the help, help"""
+"""What shapes one answer."""
+
+SEVERAL: Declared = {
+    "logprobs": (int, "N", "With --json: log probabilities of each token and of the N likeliest."),
+    "n": (int, "N", "Give this many answers."),
+    "best_of": (int, "N", "Draw this many answers, give the best."),
+    "num_beams": (int, "N", "Search for the likeliest answers with N beams, at temperature 0."),
+    "num_beam_groups": (int, "N", "Let the beams search in N groups."),
+    "diversity_penalty": (float, "X", "What a token costs for each beam of earlier groups that chose it."),
+    "length_penalty": (float, "X", "The higher, the longer the answers that beams prefer; 1 by default."),
+    "early_stopping": (str, "WHEN", "'true': beams end with as many answers; 'false' and 'never': with no better one."),
+}
+"""How many answers to give, and what of them."""
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
+def with_options(command: Callable[..., None], *more: Declared) -> Callable[..., None]:
     """`command`, with a parameter for every option in place of its parameter `options`: a dict of those given."""
+    declared = {name: entry for part in (ONE, *more) for name, entry in part.items()}
 
     @functools.wraps(command)
     def asked(**given: Any) -> None:
-        options = {name: _value(name, given.pop(name)) for name in DECLARED}
+        options = {name: _value(name, given.pop(name)) for name in declared}
         command(**given, options={name: value for name, value in options.items() if value is not None})
 
     signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
-        parameters += map(_parameter, DECLARED) if parameter.name == "options" else [parameter]
+        mine = [_parameter(name, *entry) for name, entry in declared.items()]
+        parameters += mine if parameter.name == "options" else [parameter]
     asked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     asked.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return asked
 
 
-def _parameter(name: str) -> inspect.Parameter:
-    kind, metavar, text = DECLARED[name]
+def _parameter(name: str, kind: Any, metavar: str, text: str) -> inspect.Parameter:
     spelled = f"--{name.replace('_', '-')}"
     flag, default = (True, False) if kind is bool else (False, None)
     option = typer.Option(spelled, help=text) if flag else typer.Option(spelled, metavar=metavar, help=text)
@@ -63,6 +79,8 @@ def _value(name: str, given: Any) -> Any:
     """What a request takes, of what the command line gave; None where that is nothing."""
     if name == "logit_bias" and given:
         return dict(_bias(text) for text in given)
+    if name == "early_stopping":
+        return {"true": True, "false": False}.get(given, given)
     return given or None if isinstance(given, list | bool) else given
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genai_bundle.cli.request_options import with_options
+from genai_bundle.cli.request_options import SEVERAL, with_options
 from genai_bundle.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ Examples:
   genai-bundle run chat.genai --system "Answer briefly." --message "Who are you?"
   genai-bundle run chat.genai "Who are you?" --adapter pirate
   genai-bundle run tiny-stories.genai "Once" --no-repeat-ngram-size 3 --bad-words "big" --presence-penalty 0.5
+  genai-bundle run tiny-stories.genai "Once" --n 3 --max-tokens 20
+  genai-bundle run tiny-stories.genai "Once" --temperature 0 --num-beams 4 --n 2 --json
   genai-bundle run stories.genai "Once" --json --stats
   genai-bundle run stories.genai "Once" --device cuda --device-option device_id=1 --stats
   genai-bundle run stories.genai "Once" --trace trace.json
@@ -37,7 +39,7 @@ Examples:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("run", epilog=EXAMPLES)(with_options(run))
+    app.command("run", epilog=EXAMPLES)(with_options(run, SEVERAL))
 
 
 def run(
@@ -147,10 +149,12 @@ def run(
             values.save(name, manifest.outputs[name], result.outputs[name], Path(target))
         facts = figures.of(result) if stats else None
         if json:
-            _print_json(result, facts)
+            _print_json(result, facts, answers=bool(options.keys() & SEVERAL.keys()))
         else:
             if streamed is None:
                 _print_outputs(result, skip={name for name, _ in targets})
+            for other in result.sequences[1:]:
+                typer.echo(f"---\n{other.text if streamed else other.tokens}")
             if facts is not None:
                 figures.show(result, facts)
         if not whole:
@@ -245,11 +249,13 @@ def _one_line_less(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _print_json(result: Result, facts: dict[str, Any] | None) -> None:
+def _print_json(result: Result, facts: dict[str, Any] | None, *, answers: bool) -> None:
+    import dataclasses
+
     from genai_bundle.cli import console, values
 
     usage = result.usage
-    summary = {
+    summary: dict[str, Any] = {
         "text": result.text,
         "tokens": result.tokens,
         "finish_reason": result.finish_reason,
@@ -260,6 +266,8 @@ def _print_json(result: Result, facts: dict[str, Any] | None) -> None:
         },
         "outputs": {name: values.jsonable(value) for name, value in result.outputs.items()},
     }
+    if answers:
+        summary["sequences"] = [dataclasses.asdict(one) for one in result.sequences]
     console.print_json(summary if facts is None else {**summary, "stats": facts}, indent=None)
 
 

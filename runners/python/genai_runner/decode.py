@@ -8,6 +8,7 @@ rewind.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,15 +20,17 @@ from genai_bundle.manifest import Generate, Run
 
 from .backends.base import Array
 from .expand import ids_name
+from .forking import forked
 from .metrics import Metrics
 from .processors import begin
 from .sampling import sample
 from .sequences import TokenLogprob, logprob_of
 from .state import Group
 from .text import TextStream
-from .values import Emission
+from .values import Emission, Value
 
 if TYPE_CHECKING:
+    from .beams import Found
     from .interpreter import Request, Scope
 
 DEFAULT_MAX_TOKENS = 256  # where neither the caller, the bundle nor a context sets a bound
@@ -66,6 +69,11 @@ class Decoder:
     def new_tokens(self) -> list[int]:
         """Ids after the prompt."""
         return self.tokens[self._prompt :]
+
+    @property
+    def prompt_length(self) -> int:
+        """How many of `tokens` are the prompt."""
+        return self._prompt
 
     @property
     def is_done(self) -> bool:
@@ -141,20 +149,52 @@ class Decoder:
             if self._stream:
                 self._stream.push(token)
 
+    # -- several answers ----------------------------------------------------------------------------------------------
+
+    def fork(self) -> Decoder:
+        """An independent copy that goes on from here, with its own states."""
+        twin = copy.copy(self)
+        twin._request = forked(self._request)
+        twin._scope = self._scope.new_child()
+        twin._states = [twin._request.states[group.name] for group in self._states]
+        twin.tokens, twin._pending, twin.logprobs = list(self.tokens), list(self._pending), list(self.logprobs)
+        twin._carried, twin.processors = dict(self._carried), twin._request.env.processors
+        twin._stream = self._new_stream()
+        for token in self.new_tokens:
+            if twin._stream:
+                twin._stream.push(token)
+        return twin
+
+    def carried(self, token: int | None = None) -> dict[str, Value]:
+        """What the loop carries: now, or behind `token`."""
+        return self._carried | ({} if token is None else {self._ids: np.array([[token]], np.int64)})
+
+    def settle(self, found: Found) -> None:
+        """Take an answer that was found elsewhere for this one's own. Nothing can be generated behind it."""
+        self.tokens = [*self.tokens[: self._prompt], *found.tokens]
+        self.logprobs, self.stopped, self._carried = found.logprobs, found.stopped, dict(found.carried)
+        self._request.env.draws[0] = self._draws + len(found.tokens)
+
+    def emit(self) -> Iterator[Emission]:
+        """All new tokens at once, and what the loop leaves behind."""
+        tokens, texts, streamed = self._outputs()
+        for token in self.new_tokens:
+            yield from self._emissions(tokens, token)
+        codec = self._request.program.text
+        text = codec.cut(self.new_tokens, self._request.options.stop) if codec and texts else ""
+        yield from (Emission(output, text) for output in texts if text or output not in streamed)
+        self._scope.update(self._carried)
+
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> Iterator[Emission]:
         """Generate to the end; each emission as soon as it exists."""
-        outputs, where = self._request.program.manifest.outputs, self._step.where
-        tokens = [output for output, value in self._step.emit.items() if value == "token"]
-        texts = [output for output, value in self._step.emit.items() if value != "token"]
-        streamed = [output for output in texts if outputs[output].stream_axis is not None]
+        tokens, texts, streamed = self._outputs()
         whole = ""
         while not self.is_done:
             yield from self._forward()
             token = self._draw()
-            for output in tokens:
-                yield self._request.emission(output, np.array([[token]], np.int64), where)
+            yield from self._emissions(tokens, token)
             if self._piece:
                 yield from (Emission(output, self._piece) for output in streamed)
             whole += self._piece
@@ -165,6 +205,17 @@ class Decoder:
             elif rest:
                 yield Emission(output, rest)
         self._scope.update(self._carried)
+
+    def _outputs(self) -> tuple[list[str], list[str], list[str]]:
+        """Outputs that get tokens, outputs that get text, and which of these get it in pieces."""
+        declared = self._request.program.manifest.outputs
+        tokens = [output for output, value in self._step.emit.items() if value == "token"]
+        texts = [output for output, value in self._step.emit.items() if value != "token"]
+        return tokens, texts, [output for output in texts if declared[output].stream_axis is not None]
+
+    def _emissions(self, outputs: Sequence[str], token: int) -> Iterator[Emission]:
+        for output in outputs:
+            yield self._request.emission(output, np.array([[token]], np.int64), self._step.where)
 
     def prefill_all_but_last_piece(self) -> Iterator[Emission]:
         """For the expansion: run the pieces of the prompt that come before the first sampled logits."""

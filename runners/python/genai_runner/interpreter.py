@@ -27,6 +27,7 @@ from .metrics import Recorder
 from .ops import Env, resolve
 from .program import LoadedGraph, Program
 from .sequences import Sequence, TokenLogprob
+from .several import answers
 from .state import DISCIPLINES, Group, Read
 from .values import Emission, Value, conform, joined, literal, to_port
 
@@ -218,7 +219,7 @@ class Request:
             return
         self._depth += 1
         try:
-            yield from decoder.run()
+            yield from answers(decoder, self, step)
         finally:  # of a request that is cut short too
             self.new_tokens += decoder.new_tokens
             self.logprobs += decoder.logprobs

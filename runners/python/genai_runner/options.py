@@ -47,6 +47,11 @@ class Options:
     length_penalty: float = 1.0
     early_stopping: bool | str = False
 
+    @property
+    def several(self) -> bool:
+        """Whether more than one answer is computed."""
+        return max(self.n, self.best_of or 1, self.num_beams) > 1
+
     @staticmethod
     def merge(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
         """The options of one request: `given` over the bundle's `defaults` over this class's own; None means not given.

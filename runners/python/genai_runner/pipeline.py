@@ -108,6 +108,8 @@ class Pipeline:
     def generator(self, prompt: Value = None, /, **inputs_and_options: Value) -> Decoder:
         """The mid-level interface: everything before the pipeline's `generate` is run, the rest is the caller's."""
         request, scope = self._request(prompt, inputs_and_options, None)
+        if request.options.several:
+            raise UsageError("a generator makes one answer", hint="Call the pipeline for n, best_of or num_beams")
         for step in self.manifest.steps:
             if isinstance(step, Generate):
                 return Decoder(request, step, scope)
@@ -173,6 +175,8 @@ class Pipeline:
             self.manifest, self._program.text, prompt, self.prompt_input, given, self._program.adapters.check
         )
         adapter = arguments.adapter
+        if arguments.options.several and (states is not None or self._program.literal):
+            raise UsageError("a session goes on from one answer", hint="Call the pipeline for n, best_of or num_beams")
         if states is not None:
             states.check(adapter)
         request = Request(self._program, arguments, states.groups if states is not None else None)

@@ -69,6 +69,12 @@ class TextCodec:
             raise GenaiError(f"the tokenizer failed to decode: {error}", where="text.tokenizer") from error
         return text
 
+    def cut(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """The text of `ids`, cut before the first stop string."""
+        text = self.decode(ids)
+        end = first_stop(text, stop)
+        return text if end < 0 else text[:end]
+
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """A new stream that turns ids into pieces of text, one at a time."""
         return TextStream(self, stop)
