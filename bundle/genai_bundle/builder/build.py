@@ -47,6 +47,10 @@ def build(source: Path, target: Path, options: BuildOptions | None = None, progr
         raise UsageError("there is no such file or folder", where=str(source), hint=HINT)
     if target.exists() and not options.overwrite:
         raise UsageError("exists already", where=str(target), hint="Give --force (overwrite=True) to replace it")
+    if options.draft is not None:
+        from genai_bundle.builder.draft import build_with_draft
+
+        return build_with_draft(source, target, options, tell)
     for module in sorted(entry.name for entry in pkgutil.iter_modules(importers.__path__)):
         importer = import_module(f"{importers.__name__}.{module}")
         if hasattr(importer, "recognises") and importer.recognises(source):

@@ -29,6 +29,7 @@ class BuildOptions:
     perplexity: a text file on which the change that quantisation makes is measured.
     adapters: folders of LoRA adapters by the name that a request gives. allow_lossy: drop keys that are not understood.
     dtype_suffix: which form of a folder's graphs to import, such as "q4"; None for the one without an ending.
+    draft: a smaller model with the same tokenizer, to be packed as the draft of this one.
     """
 
     details: Mapping[str, str] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class BuildOptions:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     allow_lossy: bool = False
     dtype_suffix: str | None = None
+    draft: Path | None = None
 
     @property
     def changes_weights(self) -> bool:

@@ -17,6 +17,7 @@ Examples:
   genai-bundle build checkpoint/ -o model.genai --name my-model --license Apache-2.0
   genai-bundle build checkpoint/ -o small.genai --quantize int4
   genai-bundle build checkpoint/ -o chat.genai --adapter pirate=lora/pirate --adapter formal=lora/formal
+  genai-bundle build qwen3-8b/ -o qwen.genai --draft qwen3-0.6b/
   genai-bundle build checkpoint/ -o small.genai --quantize int4 --perplexity wiki.txt
   genai-bundle build checkpoint/ -o small.genai --quantize int4 --quantize-override "lm_head*=int8"
   genai-bundle build HuggingFaceTB/SmolLM3-3B -o smollm.genai
@@ -65,6 +66,10 @@ def build(
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="Pack a LoRA adapter of PEFT, to run by this name; may be repeated."),
+    ] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option(metavar="SRC", help="Pack a smaller model with the same tokenizer, to guess tokens for this one."),
     ] = None,
     perplexity: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Report what --quantize does to the perplexity of this text.")
@@ -117,6 +122,7 @@ def build(
         perplexity=perplexity,
         allow_lossy=allow_lossy,
         dtype_suffix=dtype_suffix,
+        draft=draft,
     )
     with console.phases(f"building {output.name}") as tell:
         report = Report(tell)

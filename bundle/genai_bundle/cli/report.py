@@ -35,6 +35,10 @@ def source_rows(source: Json) -> Iterator[Row]:
         yield from _proof(proof)
     yield from _nested("weights", source.get("weights"))
     yield from _nested("dropped", source.get("dropped"))
+    draft = source.get("draft")
+    if isinstance(draft, Mapping):
+        yield "draft", str(draft.get("name"))
+        yield from ((f"draft's {word}", text) for word, text in source_rows(draft))
 
 
 def build_rows(facts: Json) -> Iterator[Row]:

@@ -97,9 +97,17 @@ def generator(bundle: Bundle, variant: str) -> Generator:
     feeds = {port: _role(port, value, carried) for port, value in run.inputs.items() if port in ports.inputs}
     literals = {port: value for port, value in run.literals.items() if port in ports.inputs}
     logits = next(port for port, value in run.outputs.items() if value == last.logits)
-    states = {name: state_of(manifest, name, variant) for name in manifest.state}
+    drafted = {one.target for one in last.draft.do} if last.draft else set()  # what guesses is of no use elsewhere
+    kept = [name for name, state in manifest.state.items() if state.graph not in drafted]
+    states = {name: state_of(manifest, name, variant) for name in kept}
     caches = [Cache(name, state, match_ports(state.ports, ports)) for name, state in states.items()]
     return Generator(run.target, variant, file, ports, feeds, literals, logits, caches)
+
+
+def lost_draft(manifest: Manifest) -> list[str]:
+    """One line where the bundle has a draft."""
+    has = any(isinstance(step, Generate) and step.draft for step in manifest.steps)
+    return ["generate.draft: the model that guesses tokens for this one is left out"] if has else []
 
 
 def _other(reason: str) -> UsageError:

@@ -20,7 +20,7 @@ from genai_bundle.bundle import Bundle
 from genai_bundle.errors import UsageError
 from genai_bundle.exports import Plan, as_json, common_losses, papers
 from genai_bundle.exports.adapters import fix_adapter, other_adapters
-from genai_bundle.exports.generator import Generator, chosen, generator
+from genai_bundle.exports.generator import Generator, chosen, generator, lost_draft
 from genai_bundle.exports.rewiring import rewire
 from genai_bundle.exports.text import generation_config, text_files
 from genai_bundle.records import WEIGHTS_FOLDER
@@ -54,7 +54,12 @@ def plan(bundle: Bundle, variant: str, adapter: str | None = None) -> Plan:
     with _engine():
         written = _models(bundle, found, model, mask, files)
     config = {"config.json": as_json(_config(found)), "generation_config.json": as_json(generation_config(bundle))}
-    lost = [*_lost(bundle), *other_adapters(bundle.manifest, adapter), *common_losses(bundle.manifest, form)]
+    lost = [
+        *_lost(bundle),
+        *lost_draft(bundle.manifest),
+        *other_adapters(bundle.manifest, adapter),
+        *common_losses(bundle.manifest, form),
+    ]
     return Plan(form, {**config, **files, **papers(bundle), **written}, {}, lost)
 
 

@@ -15,7 +15,7 @@ from genai_bundle.bundle import Bundle
 from genai_bundle.errors import UsageError
 from genai_bundle.exports import AUTO, PORTABLE, Plan, as_json, common_losses, papers
 from genai_bundle.exports.adapters import fix_adapter, other_adapters
-from genai_bundle.exports.generator import Cache, Generator, chosen, generator
+from genai_bundle.exports.generator import Cache, Generator, chosen, generator, lost_draft
 from genai_bundle.exports.rewiring import rewire
 from genai_bundle.exports.text import marked, sampling, special_id, text_files
 from genai_bundle.exports.weights import Weights
@@ -225,4 +225,4 @@ def _lost(bundle: Bundle, found: Generator, adapter: str | None) -> list[str]:
             lines.append(f"special tokens around a prompt: they need {OPTION}")
         if len(text.eos) > 1:
             lines.append("text.eos: whichever of its end tokens the model draws, the runtime gives the first")
-    return [*lines, *other_adapters(manifest, adapter), *common_losses(manifest, found.variant)]
+    return [*lines, *lost_draft(manifest), *other_adapters(manifest, adapter), *common_losses(manifest, found.variant)]
