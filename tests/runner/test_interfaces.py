@@ -83,6 +83,17 @@ def test_the_first_configuration_is_the_bundle_s(pipe: Text2TextPipeline) -> Non
         ({"do_sample": True, "rng_seed": 9}, {"temperature": 1.0, "seed": 9}),
         ({"do_sample": True, "temperature": 3.0, "top_k": 7}, {"temperature": 3.0, "top_k": 7}),
         ({"do_sample": True, "top_p": 0.5}, {"temperature": 1.0, "top_p": 0.5}),
+        ({"num_beams": 3}, {"num_beams": 3}),
+        (
+            {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "stop_criteria": StopCriteria.EARLY},
+            {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "early_stopping": True},
+        ),
+        (
+            {"num_beams": 3, "num_return_sequences": 2, "length_penalty": -2.0},
+            {"num_beams": 3, "n": 2, "length_penalty": -2.0},
+        ),
+        ({"num_beams": 2, "stop_criteria": StopCriteria.NEVER}, {"num_beams": 2, "early_stopping": "never"}),
+        ({"num_return_sequences": 3, "do_sample": True}, {"n": 3, "temperature": 1.0}),
         ({"temperature": 3.0, "top_k": 7, "rng_seed": 5, "top_p": 0.5}, {}),
     ],
 )
@@ -94,6 +105,11 @@ def test_fields_are_options(
         wanted = bundle(PROMPT, **{**plain, **options})
     found = pipe(PROMPT, config(**fields))
     assert (found.text, found.tokens, found.finish_reason) == (wanted.text, wanted.tokens, wanted.finish_reason)
+    assert [one.tokens for one in found.sequences] == [one.tokens for one in wanted.sequences]
+    if config(**fields).several:
+        with pytest.raises(UsageError, match="come whole"):
+            pipe.stream(PROMPT, config(**fields))
+        return
     assert "".join(pipe.stream(PROMPT, config(**fields))) == wanted.text
 
 

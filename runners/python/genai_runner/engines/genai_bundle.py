@@ -20,7 +20,6 @@ from ..interfaces.pipeline import (
     GenerationResult,
     Generator,
     Text2TextPipeline,
-    cannot,
 )
 from ..interfaces.registry import DEFAULT, Device
 from ..loading import load
@@ -45,8 +44,7 @@ class BundlePipeline(Text2TextPipeline):
         super().__init__(bundle_config(pipeline.manifest.generation, self._codec.eos))
 
     def refuse(self, config: GenerationConfig) -> None:
-        if config.several:
-            raise cannot(DEFAULT, "num_beams", config.beam_search_config.num_beams, "it gives one answer so far")
+        """There is nothing that it cannot do."""
 
     def close(self) -> None:
         self.pipeline.close()
@@ -130,8 +128,8 @@ class DecoderGenerator(Generator):
 
 
 def _result(found: Result) -> GenerationResult:
-    several = getattr(found, "sequences", None) or [found]
-    return GenerationResult.of([GeneratedSequence(one.text, list(one.tokens), one.finish_reason) for one in several])
+    answers = found.sequences
+    return GenerationResult.of([GeneratedSequence(one.text, list(one.tokens), one.finish_reason) for one in answers])
 
 
 class Bundled:
