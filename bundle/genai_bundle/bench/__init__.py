@@ -28,6 +28,7 @@ class Side:
     """What a process is to run. `source`: the bundle, or what was made of it for a peer. `name`: as it is shown.
 
     precision: "exact" is the weights' own arithmetic in float32, "fast" what the engine does by itself.
+    room: the most tokens of a request, for stacks that want to know.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Side:
     threads: int
     backend: str = ""
     variant: str = "auto"
+    room: int = 0
 
 
 class Engine(Protocol):

@@ -53,6 +53,7 @@ def measure(bundle: Path, wish: Wish, report: Report) -> Found:
         contexts, name = fitting(opened, wish), opened.id.split(":")[-1][:16]
     with ExitStack() as stack:
         folder = wish.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
         left_out: list[str] = []
         ours = list(_ours(bundle, wish, stack, report, left_out))
         if not ours:
@@ -63,7 +64,8 @@ def measure(bundle: Path, wish: Wish, report: Report) -> Found:
             report(f"making the files for {peer.NAME}")
             try:
                 source = peer.prepare(bundle, folder / f"{name}-{peer.NAME}", wish.checkpoint)
-                side = Side(peer.NAME, _module(peer), source, precision, ours[0].side.threads)
+                room = max(contexts) + wish.steps + 1
+                side = Side(peer.NAME, _module(peer), source, precision, ours[0].side.threads, room=room)
                 peers.append(stack.enter_context(Child(side)))
             except GenaiError as error:
                 if wish.demanding:

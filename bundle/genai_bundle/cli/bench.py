@@ -59,7 +59,8 @@ def bench(
         str, typer.Option(metavar="NAME", help="'auto': the best for each engine; 'portable'; or a variant's name.")
     ] = "auto",
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="What the bundle was built from, for --peer transformers.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="What it was built from; transformers and llama.cpp need it."),
     ] = None,
     folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep here what is made for peers, and use what is here.")
