@@ -91,6 +91,21 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def drafted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two tiny random checkpoints of one tokenizer, `model` and `draft`, and both in `both.genai`."""
+    from families import causal
+    from genai_bundle.builder.build import build
+    from genai_bundle.builder.options import BuildOptions
+
+    made = tmp_path_factory.mktemp("drafted")
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 259}
+    causal("Llama")(made / "model")
+    causal("Qwen2", num_hidden_layers=1, max_position_embeddings=64, **small)(made / "draft")
+    build(made / "model", made / "both.genai", BuildOptions(draft=made / "draft"))
+    return made
+
+
+@pytest.fixture(scope="session")
 def sample() -> Path:
     """The bundle that the project ships."""
     return SAMPLE

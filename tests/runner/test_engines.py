@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
-from families import FAMILIES
-from genai_bundle.builder.build import build
 from genai_bundle.bundle import open_bundle
 from genai_bundle.errors import UsageError
 from genai_runner.interfaces import StopCriteria, Text2TextPipeline, load
@@ -159,23 +157,14 @@ class TestOnTheSample:
             load(sample, "onnxruntime-genai")
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint and its bundle."""
-    folder = tmp_path_factory.mktemp("llama")
-    FAMILIES["llama"](folder / "checkpoint")
-    build(folder / "checkpoint", folder / "llama.genai")
-    return folder
-
-
 class TestOnARandomLlama:
     pytestmark = peers
 
-    def test_greedy_tokens_and_beams_are_transformers_on_every_engine(self, llama: Path) -> None:
+    def test_greedy_tokens_and_beams_are_transformers_on_every_engine(self, drafted: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(llama / "checkpoint")
+        model = AutoModelForCausalLM.from_pretrained(drafted / "model")
         end = model.config.eos_token_id
 
         def wanted(start: list[int], **options: Any) -> list[list[int]]:
@@ -188,7 +177,7 @@ class TestOnARandomLlama:
         beams = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0}
         diverse: list[list[list[int]]] = []
         for engine in ENGINES:
-            with load(llama / "llama.genai", engine, threads=1) as pipe:
+            with load(drafted / "both.genai", engine, threads=1) as pipe:
                 start = pipe.generator("A dog").tokens
                 plain: dict[str, Any] = {"max_new_tokens": 16, "eos_token_ids": {end}}
                 assert [_cut(pipe("A dog", config(**plain)).tokens, end)] == wanted(start), engine

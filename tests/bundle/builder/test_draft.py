@@ -12,14 +12,11 @@ import pytest
 
 from cli.samples import command, doubler, talker
 from conftest import optional
-from families import causal
 
 pytestmark = pytest.mark.torch
 torch = optional("torch", "torch")
 
-from genai_bundle.builder.build import build  # noqa: E402
 from genai_bundle.builder.draft import check_tokenizers, join  # noqa: E402
-from genai_bundle.builder.options import BuildOptions  # noqa: E402
 from genai_bundle.bundle import open_bundle  # noqa: E402
 from genai_bundle.errors import SourceError, UsageError  # noqa: E402
 from genai_bundle.exports import choose  # noqa: E402
@@ -27,20 +24,8 @@ from genai_bundle.manifest import Generate  # noqa: E402
 from genai_runner import load  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model` and `draft`, checkpoints; `both.genai`."""
-    made = tmp_path_factory.mktemp("draft")
-    causal("Llama")(made / "model")
-    causal("Qwen2", num_hidden_layers=1, hidden_size=16, intermediate_size=24, num_attention_heads=2, vocab_size=259)(
-        made / "draft"
-    )
-    build(made / "model", made / "both.genai", BuildOptions(draft=made / "draft"))
-    return made
-
-
-def test_the_generate_has_a_draft_with_graphs_states_and_shards_of_its_own(folder: Path) -> None:
-    with open_bundle(folder / "both.genai") as bundle:
+def test_the_generate_has_a_draft_with_graphs_states_and_shards_of_its_own(drafted: Path) -> None:
+    with open_bundle(drafted / "both.genai") as bundle:
         bundle.verify()
         manifest = bundle.manifest
     step = manifest.steps[-1]
@@ -59,14 +44,14 @@ def test_the_generate_has_a_draft_with_graphs_states_and_shards_of_its_own(folde
 
 
 @pytest.mark.parametrize("variant", ["portable", "ort-cpu"])
-def test_both_graphs_compute_what_transformers_computes(folder: Path, variant: str) -> None:
+def test_both_graphs_compute_what_transformers_computes(drafted: Path, variant: str) -> None:
     from transformers import AutoModelForCausalLM
 
     ids = [1, 70, 90, 110, 45, 60]
-    with load(folder / "both.genai", threads=1, variant=variant) as pipe:
+    with load(drafted / "both.genai", threads=1, variant=variant) as pipe:
         for name, graph in (("model", "decoder"), ("draft", "draft")):
             with torch.no_grad():
-                model = AutoModelForCausalLM.from_pretrained(folder / name)
+                model = AutoModelForCausalLM.from_pretrained(drafted / name)
                 wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
             entry = pipe.manifest.graphs[graph]
             file = next((one.file for one in entry.variants if one.name == variant), entry.file)
@@ -93,23 +78,23 @@ def _feeds(ports: Any, ids: list[int]) -> dict[str, Any]:
     return {name: value for name, value in known.items() if name in ports} | empty
 
 
-def test_the_model_s_tokens_are_what_they_were(folder: Path) -> None:
+def test_the_model_s_tokens_are_what_they_were(drafted: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "model")
-    with load(folder / "both.genai", threads=1) as both:
+    model = AutoModelForCausalLM.from_pretrained(drafted / "model")
+    with load(drafted / "both.genai", threads=1) as both:
         ids = torch.tensor([both.encode("A dog")])
         greedy = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20)[0]
         assert both("A dog", max_tokens=20, temperature=0).tokens == greedy[ids.shape[1] :].tolist()
-    shown = command("inspect", folder / "both.genai").out
+    shown = command("inspect", drafted / "both.genai").out
     assert "draft: logits guesses tokens" in shown
-    with open_bundle(folder / "both.genai") as bundle:
+    with open_bundle(drafted / "both.genai") as bundle:
         lost = choose("ort-genai").plan(bundle, "auto").lost
     assert any(line.startswith("generate.draft") for line in lost)
 
 
-def test_another_tokenizer_is_refused_before_anything_is_built(folder: Path, tmp_path: Path) -> None:
-    raw = (folder / "model" / "tokenizer.json").read_bytes()
+def test_another_tokenizer_is_refused_before_anything_is_built(drafted: Path, tmp_path: Path) -> None:
+    raw = (drafted / "model" / "tokenizer.json").read_bytes()
     check_tokenizers(raw, json.dumps(json.loads(raw)).encode())
     changed = json.loads(raw)
     vocabulary = changed["model"]["vocab"]
@@ -122,15 +107,15 @@ def test_another_tokenizer_is_refused_before_anything_is_built(folder: Path, tmp
         check_tokenizers(raw, json.dumps(changed).encode())
     (tmp_path / "draft").mkdir()
     (tmp_path / "draft" / "tokenizer.json").write_text(json.dumps(changed))
-    done = command("build", folder / "model", "--draft", tmp_path / "draft", "-o", tmp_path / "x.genai")
+    done = command("build", drafted / "model", "--draft", tmp_path / "draft", "-o", tmp_path / "x.genai")
     assert done.code != 0
     assert "another tokenizer" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["draft"]
 
 
-def test_what_does_not_continue_a_text_is_no_draft(folder: Path, tmp_path: Path) -> None:
+def test_what_does_not_continue_a_text_is_no_draft(drafted: Path, tmp_path: Path) -> None:
     other = doubler(tmp_path / "doubler.genai")
-    both, target = folder / "both.genai", tmp_path / "x.genai"
+    both, target = drafted / "both.genai", tmp_path / "x.genai"
     no_text = pytest.raises(UsageError, match="'doubler' has no tokenizer")
     with open_bundle(both) as model, open_bundle(other) as draft, no_text:
         join(model, draft, target)

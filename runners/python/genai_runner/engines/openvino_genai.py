@@ -7,9 +7,11 @@ beams only, least lengths and penalties for single answers only; of a seed it lo
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Generator as Iteration
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,9 @@ def _package() -> Any:
 class OpenvinoGenaiPipeline(TokenPipeline):
     engine = NAME
 
-    def __init__(self, text: TextSide, folder: Path, device: Device, context: int | None, options: Any) -> None:
-        super().__init__(text, context)
+    def __init__(self, text: TextSide, folder: Path, device: Device, options: Mapping[str, Any]) -> None:
+        about = json.loads((folder / "config.json").read_text("utf-8"))
+        super().__init__(text, about.get("max_position_embeddings"))
         self._runtime = _package()
         self._model = self._runtime.LLMPipeline(str(folder), device.identifier, **options)
         self._busy = threading.Lock()
@@ -154,14 +157,12 @@ class OpenvinoGenai:
         package = _package()
         bundle = open_bundle(path)
         try:
-            states = bundle.manifest.state.values()
-            context = min((one.capacity for one in states if one.capacity and one.tokens), default=None)
             options = {
                 **(EXACT if precision == "exact" else {}),
                 **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
             }
             folder = exported(bundle, "openvino", package.get_version().partition("-")[0])
-            return OpenvinoGenaiPipeline(TextSide(bundle), folder, device, context, options)
+            return OpenvinoGenaiPipeline(TextSide(bundle), folder, device, options)
         except BaseException:
             bundle.close()
             raise
