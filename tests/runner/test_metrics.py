@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import genai_runner
+from conftest import ROOT
 from genai_bundle.errors import BackendError
 from genai_runner import metrics
 from genai_runner.trace import Event
@@ -102,6 +103,12 @@ def test_methods_are_those_of_openvino_genai() -> None:
     assert {"get_ttft", "get_tpot", "get_ipot", "get_throughput", "get_load_time"} <= ours
 
 
+def test_every_figure_is_documented() -> None:
+    page = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    fields = {name for name in dir(metrics.Metrics) if not name.startswith("_")} - {"as_dict"}
+    assert not [name for name in fields if f"`{name}" not in page]
+
+
 def test_a_result_has_figures(path: Path) -> None:
     with genai_runner.load(path) as pipe:
         found = pipe(ids=[1, 2, 3], max_tokens=5)
@@ -115,6 +122,14 @@ def test_a_result_has_figures(path: Path) -> None:
     assert 0 < found.metrics.request_inference_time_seconds < found.stats.total_s
     assert 0 < found.stats.ttft_s < found.stats.total_s
     assert found.metrics.load_time_seconds > 0
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"n": 2, "temperature": 1.0}, {}])
+def test_tokens_are_counted_however_they_come(path: Path, options: dict[str, float]) -> None:
+    with genai_runner.load(path) as pipe:
+        found = pipe(ids=[1, 2], max_tokens=4, **options)
+    assert found.metrics.generation_tokens == found.usage.completion_tokens >= 4
+    assert found.stats.tokens_per_s > 0
 
 
 def test_a_trace_tells_what_ran(path: Path, tmp_path: Path) -> None:

@@ -72,6 +72,12 @@ class Found:
     left_out: Sequence[str] = ()
     ours: Sequence[str] = ()
 
+    def memory(self, side: str) -> float | None:
+        """The most that was resident, over the least of ours; None where the system does not say."""
+        sizes = {name: one["peak_rss_bytes"] for name, one in self.facts.items()}
+        least = min((sizes[name] or 0 for name in self.ours), default=0)
+        return sizes[side] / least if least and sizes[side] else None
+
     def ratios(self) -> Iterator[Ratio]:
         """The best of ours against each other side, at each context and batch."""
         for row in self.rows:

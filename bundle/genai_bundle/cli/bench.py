@@ -73,7 +73,7 @@ def bench(
     Every side is a process of its own, with the same ids, threads and precision; they take turns. Figures are
     medians; '× peer' is how many times as fast as that peer the best of ours is, by the median of the rounds.
     Memory is the most that a process took, Python and libraries included: 'resident' counts pages of mapped files,
-    'private' does not.
+    'private' does not; '× ours' is a peer's over the least of ours.
     """
     from genai_bundle.bench import find_peer, known_peers, missing
     from genai_bundle.bench import plot as plots
@@ -125,7 +125,7 @@ def facts(found: Found) -> dict[str, Any]:
     """Everything, for JSON."""
     return {
         "ours": list(found.ours),
-        "sides": {name: dict(one) for name, one in found.facts.items()},
+        "sides": {name: {**one, "memory_ratio": found.memory(name)} for name, one in found.facts.items()},
         "rows": [row.as_dict() for row in found.rows],
         "ratios": [asdict(ratio) for ratio in found.ratios()],
         "left_out": list(found.left_out),
@@ -150,12 +150,16 @@ def show(name: str, found: Found) -> None:
         )  # fmt: skip
     out.print(speeds)
     out.print()
-    sides = _table("side", "version", "precision", "loaded in", "peak resident", "private")
+    sides = _table("side", "version", "precision", "loaded in", "peak resident", "× ours", "peak private")
     for side, one in found.facts.items():
-        sizes = (one["peak_rss_bytes"], one["peak_private_bytes"])
+        resident, private = (
+            "" if size is None else console.human_size(size)
+            for size in (one["peak_rss_bytes"], one["peak_private_bytes"])
+        )
+        times = None if side in found.ours else found.memory(side)
         sides.add_row(
             side, str(one["version"]), str(one["precision"]), f"{one['load_s']:.2f} s",
-            *("" if size is None else console.human_size(size) for size in sizes),
+            resident, "" if times is None else f"{times:.2f}", private,
         )  # fmt: skip
     out.print(sides)
 

@@ -85,12 +85,13 @@ class Recorder:
             before = self.tokens[-2] if len(self.tokens) > 1 else now
             self._trace(Event("step", self.number, before, now - before, {"token": token}))
 
-    def metrics(self, prompt_tokens: int, first: float | None = None) -> Metrics:
-        """The figures until now. `first`: when a pipeline that makes no tokens gave its first output."""
+    def metrics(self, prompt_tokens: int, first: float | None = None, new_tokens: int | None = None) -> Metrics:
+        """The figures until now. Where tokens do not come one by one, as in a search with beams: `first` is when there
+        was an output, and `new_tokens` how many there are."""
         end = time.perf_counter()
         return Metrics(
             prompt_tokens=prompt_tokens,
-            generation_tokens=len(self.tokens),
+            generation_tokens=len(self.tokens) if self.tokens else new_tokens or 0,
             time_to_first_token_seconds=(self.tokens[0] if self.tokens else first or end) - self.began,
             inter_token_latencies_seconds=_differences(self.tokens),
             e2e_request_latency_seconds=end - self.began,
@@ -161,8 +162,10 @@ class Metrics:
 
     @property
     def generation_tokens_per_second(self) -> float:
-        """Tokens after the first in a second."""
-        return _ratio(1.0, self.time_per_output_token_seconds)
+        """Tokens after the first in a second; where they came all at once, all of them, the prompt's time left out."""
+        if self.inter_token_latencies_seconds or self.generation_tokens < 2:
+            return _ratio(1.0, self.time_per_output_token_seconds)
+        return _ratio(self.generation_tokens, self.e2e_request_latency_seconds - self.request_prefill_time_seconds)
 
     def inter_token_latency_seconds(self, percentile: float) -> float:
         """That share of the times between tokens is at most this long; 50: the median."""

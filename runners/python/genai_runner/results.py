@@ -131,21 +131,22 @@ class Stream(Iterator[Value]):
         if isinstance(self._emissions, Generator):
             self._emissions.close()
         outputs, tokens = request.outputs(), request.new_tokens
-        found = request.record.metrics(request.prompt_tokens, self._first)
+        text, reason = outputs.get(self._text or "") or "", request.finish_reason
+        logprobs = None if request.options.logprobs is None else tuple(request.logprobs)
+        sequences = request.sequences or [Sequence(text, list(tokens), reason, logprobs)]
+        usage = Usage(request.prompt_tokens, sum(len(one.tokens) for one in sequences))
+        found = request.record.metrics(usage.prompt_tokens, self._first, usage.completion_tokens)
         times = (
             found.time_to_first_token_seconds,
             found.e2e_request_latency_seconds,
             found.generation_tokens_per_second,
         )
-        text, reason = outputs.get(self._text or "") or "", request.finish_reason
-        logprobs = None if request.options.logprobs is None else tuple(request.logprobs)
-        sequences = request.sequences or [Sequence(text, list(tokens), reason, logprobs)]
         self._ended = Result(
             text=text,
             tokens=list(tokens),
             finish_reason=reason,
             outputs=outputs,
-            usage=Usage(request.prompt_tokens, sum(len(one.tokens) for one in sequences)),
+            usage=usage,
             stats=Stats(*times, placements(request.program), found),
             sequences=sequences,
         )
