@@ -12,7 +12,8 @@ from genai_bundle.errors import UsageError
 from genai_bundle.manifest import State
 from genai_bundle.ports import Port, Ports
 from genai_runner.backends.scripted import ScriptedGraph
-from genai_runner.state import DISCIPLINES, Group, Read
+from genai_runner.disciplines import DISCIPLINES, Read
+from genai_runner.state import Group
 
 PAST = Port("p.0.key", "f32", ("batch", 2, "past", 3))
 IDS = Port("ids", "i64", ("batch", "seq"))

@@ -22,13 +22,14 @@ from genai_bundle.signatures import signature
 from .arguments import Arguments
 from .backends.base import Array
 from .decode import DEFAULT_MAX_TOKENS, Decoder
+from .disciplines import DISCIPLINES, Read
 from .expand import expand
 from .metrics import Recorder
 from .ops import Env, resolve
 from .program import LoadedGraph, Program
 from .sequences import Sequence, TokenLogprob
 from .several import answers
-from .state import DISCIPLINES, Group, Read
+from .state import Group
 from .values import Emission, Value, conform, joined, literal, to_port
 
 Scope = ChainMap[str, Value]
