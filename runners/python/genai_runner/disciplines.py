@@ -39,6 +39,9 @@ class Append(Group):
     def _load(self, saved: Saved) -> None:
         self._past = dict(saved.arrays)
 
+    def _whole(self) -> dict[str, Array]:
+        return {port: np.array(self._graph.array(tensor), order="C") for port, tensor in self._past.items()}
+
 
 class Buffer(Group):
     """One fixed array for past and present, written in place: `shared` (grows by doubling up to the capacity),
@@ -157,7 +160,7 @@ class Replace(Append):
         self.reset()
 
     def _held(self, start: int, end: int) -> dict[str, Array]:
-        return {port: np.array(self._graph.array(tensor), order="C") for port, tensor in self._past.items()}
+        return self._whole()
 
 
 class Once(Append):
@@ -182,7 +185,7 @@ class Once(Append):
         self.length = length  # what was filled depends on no token
 
     def _held(self, start: int, end: int) -> dict[str, Array]:
-        return {port: np.array(self._graph.array(tensor), order="C") for port, tensor in self._past.items()}
+        return self._whole()
 
     def _load(self, saved: Saved) -> None:
         super()._load(saved)

@@ -7,10 +7,7 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from .backends.base import Array
-from .state import DISCIPLINES, Buffer, Group, Once, Read, Ring
+from .disciplines import DISCIPLINES, Read
 
 if TYPE_CHECKING:
     from .interpreter import Request
@@ -30,29 +27,5 @@ def forked(request: Request) -> Request:
         if isinstance(group, Read):
             group.owner = twin.states[group.spec.of or ""]
         else:
-            _copy(request.states[name], group)
+            group.load(request.states[name].save())
     return twin
-
-
-def _copy(source: Group, target: Group) -> None:
-    """Let the empty `target` hold what `source` does."""
-    if isinstance(source, Once) and source.keep:
-        return  # nothing came yet
-    held = {port: np.array(source._graph.array(tensor)) for port, tensor in source.feeds(0).items()}
-    if isinstance(target, Buffer):
-        target.feeds(source.length)  # so that there is room
-        _fill(target, held)
-        target.commit({}, source.length)
-    else:
-        target.commit({target.pairs[port]: array for port, array in held.items()}, source.length)
-    if isinstance(source, Ring) and isinstance(target, Ring):
-        target._slots = source._slots.copy()
-
-
-def _fill(target: Buffer, held: dict[str, Array]) -> None:
-    arrays = target.into()
-    for port, array in held.items():
-        into = arrays[target.pairs[port]]
-        size = min(array.shape[target.spec.axis], into.shape[target.spec.axis])
-        index = (slice(None),) * target.spec.axis + (slice(0, size),)
-        into[index] = array[index]
