@@ -126,7 +126,10 @@ def test_t17_all_options_agree_with_transformers_token_by_token(chunk: int, reco
         ours = Options.merge(vars(options), {"bad_words": known})
         processors = theirs(options, prompt, eos, hers)
         for step in range(STEPS):
-            scores = processors(torch.tensor([history]), torch.from_numpy(rows[step].copy())[None])[0]
+            ids, found = torch.tensor([history]), torch.from_numpy(rows[step].copy())[None]
+            for one in processors:  # as the list itself does, which looks at each one's signature every time
+                found = one(ids, found)
+            scores = found[0]
             probabilities = torch.softmax(scores, -1).numpy()
             at = {"history": history, "prompt_length": prompt, "eos": eos, "processors": mine}
             token = sample(rows[step], ours, step=step, **at)

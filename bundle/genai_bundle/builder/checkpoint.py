@@ -121,15 +121,24 @@ def _context(config: Mapping[str, Json]) -> int:
     return length
 
 
+def plain_request(generation: Mapping[str, Json], tokens: int) -> dict[str, Json]:
+    """The options of a golden test: those under which a bundle with these defaults gives its likeliest tokens."""
+    off = {name: 0 for name in ("no_repeat_ngram_size",) if name in generation}
+    return {"temperature": 0, "repetition_penalty": 1, **off, "max_tokens": tokens, "stop": []}
+
+
 def generation_defaults(config: Mapping[str, Json]) -> dict[str, Json]:
     """Map `generation_config.json` to request options. Absent `do_sample` means greedy, as in transformers."""
     found: dict[str, Json] = {"temperature": 0.0}
     if config.get("do_sample") is True:
         # transformers samples with top_k 50 and temperature 1 where the file is silent (GenerationConfig's defaults).
         found = {"temperature": float(_number(config, "temperature", 1.0)), "top_k": int(_number(config, "top_k", 50))}
-        found |= {key: float(_number(config, key, 0.0)) for key in ("top_p", "min_p") if config.get(key) is not None}
+        shares = ("top_p", "min_p", "typical_p")
+        found |= {key: float(_number(config, key, 0.0)) for key in shares if config.get(key) is not None}
     if config.get("repetition_penalty") is not None:
         found["repetition_penalty"] = float(_number(config, "repetition_penalty", 1.0))
+    if config.get("no_repeat_ngram_size"):  # 0 is off
+        found["no_repeat_ngram_size"] = int(_number(config, "no_repeat_ngram_size", 0))
     if config.get("max_new_tokens") is not None:
         found["max_tokens"] = int(_number(config, "max_new_tokens", 1))
     stop = config.get("stop_strings")

@@ -23,7 +23,10 @@ OFF: Mapping[str, Any] = {
     "encoder_repetition_penalty": 1.0, "penalty_alpha": None, "forced_eos_token_id": None, "sequence_bias": None,
     "exponential_decay_length_penalty": None, "repetition_penalty": 1.0,
 }  # fmt: skip
-"""Settings without a place in a pipeline, turned off (the penalty has one, as an option, and golden tests set it)."""
+"""Settings without a place in a pipeline, turned off; and `KEPT`, which golden tests turn off."""
+
+KEPT = ("repetition_penalty", "no_repeat_ngram_size")
+"""Settings of these that are options of a request."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,7 @@ def dropped(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """The settings that the bundle does not carry out, such as a beam search, by file."""
     asked = settings(checkpoint)
     nothing = {**OFF, "num_beams": 1}
-    del nothing["repetition_penalty"]
-    found = [key for key, off in nothing.items() if asked.get(key) not in (None, off)]
+    found = [key for key, off in nothing.items() if key not in KEPT and asked.get(key) not in (None, off)]
     long = any(len(word) != 1 for word in asked.get("bad_words_ids") or [])
     found += ["bad_words_ids of several tokens"] if long else []
     return {FILE: found} if found else {}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from genai_bundle.builder.checkpoint import UNLIMITED, Checkpoint, text_config
+from genai_bundle.builder.checkpoint import UNLIMITED, Checkpoint, plain_request, text_config
 from genai_bundle.builder.fast import fast_bound
 from genai_bundle.builder.parity import TOLERANCE
 from genai_bundle.builder.reference import Golden, Question, reference_ids
@@ -114,7 +114,9 @@ def questions(checkpoint: Checkpoint, prompts: Sequence[Prompt], steps: int) -> 
     return found
 
 
-def golden_tests(prompts: Sequence[Prompt], goldens: Sequence[Golden], eos: Sequence[int]) -> list[dict[str, Any]]:
+def golden_tests(
+    prompts: Sequence[Prompt], goldens: Sequence[Golden], eos: Sequence[int], generation: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The manifest's `tests`: greedy tokens up to the text's end, or to the first one that leads too narrowly."""
     tests = []
     for prompt, golden in zip(prompts, goldens, strict=True):
@@ -122,7 +124,10 @@ def golden_tests(prompts: Sequence[Prompt], goldens: Sequence[Golden], eos: Sequ
         end = next((index + 1 for index, token in enumerate(tokens) if token in eos), len(tokens))
         if end == 0:
             continue
-        options = {"temperature": 0, "repetition_penalty": 1, "max_tokens": end, "stop": []}
-        test = {"in": {**prompt.inputs, **options}, "out": {"tokens": [tokens[:end]]}, "compare": "tokens"}
+        test = {
+            "in": {**prompt.inputs, **plain_request(generation, end)},
+            "out": {"tokens": [tokens[:end]]},
+            "compare": "tokens",
+        }
         tests.append({**test, "fast": fast_bound(golden.logits)})
     return tests

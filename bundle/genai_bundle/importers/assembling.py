@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genai_bundle import FORMAT_VERSION
+from genai_bundle.builder.checkpoint import plain_request
 from genai_bundle.builder.fast import fast_bound
 from genai_bundle.importers import Assembled, Progress
 from genai_bundle.importers.body import Body, Json, generation
@@ -156,9 +157,9 @@ def _ask(
     for inputs, answer, bound in answers:
         tokens = list(answer.tokens[: answer.sure])
         if tokens:
-            asked = {**inputs, "temperature": 0, "repetition_penalty": 1, "max_tokens": len(tokens)}
-            if found.text.assets:
-                asked["stop"] = []
+            asked = {**inputs, **plain_request(found.generation, len(tokens))}
+            if not found.text.assets:
+                del asked["stop"]
             tests.append({"in": asked, "out": {"tokens": [tokens]}, "compare": "tokens", **bound})
     checks = ["greedy tokens, cached steps", *lowered.checks()]
     return tests, {"reference": engine_name(), "steps": STEPS, "margin": MARGIN, "checks": checks}, graphs

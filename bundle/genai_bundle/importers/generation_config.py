@@ -14,7 +14,8 @@ from genai_bundle.importers.foreign import Section
 FILE = "generation_config.json"
 
 OPTIONS = (
-    "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "stop_strings",
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size",
+    "max_new_tokens", "stop_strings",
 )  # fmt: skip
 """What `generation_defaults` reads."""
 
@@ -34,8 +35,8 @@ NOTHING = (
 """Changes no token."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "min_length": (0,), "min_new_tokens": (0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
-    "typical_p": (1.0,), "epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,), "encoder_repetition_penalty": (1.0,),
+    "min_length": (0,), "min_new_tokens": (0,), "encoder_no_repeat_ngram_size": (0,),
+    "epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,), "encoder_repetition_penalty": (1.0,),
     "remove_invalid_values": (False,), "trust_remote_code": (False,), "return_timestamps": (False,),
     "sequence_bias": ({},), "guidance_scale": (1, 1.0), "token_healing": (False,),
 }  # fmt: skip

@@ -280,6 +280,11 @@ def test_special_tokens_from_both_files(folder: Path) -> None:
             {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1},
             {"temperature": 0.6, "top_k": 20, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1},
         ),
+        (
+            {"do_sample": True, "typical_p": 0.8, "no_repeat_ngram_size": 3},
+            {"temperature": 1.0, "top_k": 50, "typical_p": 0.8, "no_repeat_ngram_size": 3},
+        ),
+        ({"no_repeat_ngram_size": 0}, {"temperature": 0.0}),
         ({"max_new_tokens": 64, "stop_strings": "."}, {"temperature": 0.0, "max_tokens": 64, "stop": ["."]}),
     ],
 )

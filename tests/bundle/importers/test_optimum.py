@@ -183,13 +183,13 @@ def test_without_a_tokenizer_ids_go_in_and_out_and_the_ending_id_ends(tmp_path: 
 
 
 def test_what_generation_is_told_and_cannot_do_stops_the_build(decoder: Path) -> None:
-    told = {"no_repeat_ngram_size": 3, "novel": 1, "num_beams": 4, "temperature": None, "min_length": 0}
+    told = {"epsilon_cutoff": 0.3, "novel": 1, "num_beams": 4, "temperature": None, "min_length": 0}
     tiny.write_json(decoder / "generation_config.json", told)
     with pytest.raises(SourceError) as caught:
         imported(decoder)
-    assert "generation_config.json: no_repeat_ngram_size = 3, novel = 1." in str(caught.value)
+    assert "generation_config.json: epsilon_cutoff = 0.3, novel = 1." in str(caught.value)
     with open_bundle(imported(decoder, allow_lossy=True)) as bundle:
-        assert bundle.manifest.source["dropped"] == {"generation_config.json": ["no_repeat_ngram_size", "novel"]}
+        assert bundle.manifest.source["dropped"] == {"generation_config.json": ["epsilon_cutoff", "novel"]}
 
 
 def test_what_cannot_be_imported_is_refused(decoder: Path, both: Path) -> None:

@@ -64,7 +64,7 @@ def ask(checkpoint: Checkpoint) -> Evidence:
     prompts = golden_prompts(checkpoint, STEPS)
     more = questions(checkpoint, prompts, STEPS)
     goldens = reference_greedy(checkpoint, [*(prompt.ids for prompt in prompts), *more.values()], STEPS)
-    tests = golden_tests(prompts, goldens[: len(prompts)], checkpoint.text.eos)
+    tests = golden_tests(prompts, goldens[: len(prompts)], checkpoint.text.eos, checkpoint.generation)
     proof = {
         "reference": reference_name(),
         "steps": STEPS,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genai_bundle.builder import generation
-from genai_bundle.builder.checkpoint import Checkpoint
+from genai_bundle.builder.checkpoint import Checkpoint, plain_request
 from genai_bundle.builder.kinds import Evidence
 from genai_bundle.builder.parity import TOLERANCE
 
@@ -60,7 +60,8 @@ def ask(checkpoint: Checkpoint) -> Evidence:
     for prompt in golden_prompts(checkpoint, STEPS):
         heard = {"input_ids": np.array(prompt.ids)}
         answers.append(model.answer(heard, start, STEPS))
-        tests += golden_test(prompt.inputs, model.generate(heard, start, STEPS, **generation.OFF), answers[-1].logits)
+        told = model.generate(heard, start, STEPS, **generation.OFF)
+        tests += golden_test(prompt.inputs, told, answers[-1].logits, checkpoint.generation)
     proof = {
         "reference": reference_name(),
         "steps": STEPS,
@@ -75,13 +76,15 @@ def ask(checkpoint: Checkpoint) -> Evidence:
     return Evidence(tests, proof, prove, generation.dropped(checkpoint))
 
 
-def golden_test(inputs: Mapping[str, Any], generated: Generated, logits: Array) -> list[dict[str, Any]]:
+def golden_test(
+    inputs: Mapping[str, Any], generated: Generated, logits: Array, defaults: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The manifest's test of one request: the tokens up to the first that leads too narrowly; none where that is 0."""
     from genai_bundle.builder.fast import fast_bound
     from genai_bundle.builder.golden import MARGIN
 
     tokens = generated.sure(MARGIN)
-    options = {"temperature": 0, "repetition_penalty": 1, "max_tokens": len(tokens), "stop": []}
+    options = plain_request(defaults, len(tokens))
     if not tokens:
         return []
     test = {"in": {**inputs, **options}, "out": {"tokens": [tokens]}, "compare": "tokens"}

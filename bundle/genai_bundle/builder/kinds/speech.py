@@ -85,7 +85,9 @@ def ask(checkpoint: Checkpoint) -> Evidence:
         for inputs in ({}, *({"language": language} for language in list(prompt.languages)[:1])):
             options = {**inputs, "task": "transcribe"} if prompt.languages else {}
             spoken = model.transcribe(features, prompt.length, STEPS, **options, **generation.OFF)
-            tests += golden_test({"audio": {"file": SOUND.format(number)}, **inputs}, spoken, answers[-1].logits)
+            tests += golden_test(
+                {"audio": {"file": SOUND.format(number)}, **inputs}, spoken, answers[-1].logits, checkpoint.generation
+            )
     proof = {
         "reference": reference_name(),
         "steps": STEPS,
