@@ -204,6 +204,22 @@ def test_cancel_ends_a_stream_from_any_thread(path: Path) -> None:
         assert (stream.result.tokens, stream.result.finish_reason) == ([2], "cancelled")
 
 
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"n": 2, "temperature": 1.0, "best_of": 3}])
+def test_cancel_ends_what_gives_nothing_until_its_end(path: Path, options: dict[str, float]) -> None:
+    graphs: list[Event] = []
+
+    def trace(event: Event) -> None:
+        if event.kind == "graph":
+            graphs.append(event)
+            if len(graphs) == 3:
+                stream.cancel()
+
+    with genai_runner.load(path, trace=trace) as pipe:
+        stream = pipe.stream(ids=[1], max_tokens=40, **options)
+        assert list(stream) == []
+        assert (stream.result.finish_reason, len(graphs)) == ("cancelled", 3)
+
+
 def test_a_failure_is_not_a_result(path: Path) -> None:
     def fail() -> Any:
         raise BackendError("broken")

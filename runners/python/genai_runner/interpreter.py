@@ -7,6 +7,7 @@ soon as it exists and may stop at any time.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +36,10 @@ from .values import Emission, Value, conform, joined, literal, to_port
 Scope = ChainMap[str, Value]
 
 
+class Cancelled(Exception):  # noqa: N818  not an error: the caller wanted it
+    """The request was cancelled, and does not begin another run of a graph."""
+
+
 class Request:
     """One walk through the document. `states` are those that outlive it (scope: session)."""
 
@@ -42,7 +47,7 @@ class Request:
         self.program, self.options, self.arguments = program, arguments.options, arguments
         self.record = Recorder(program.trace, program.load_s)
         self.env = Env(text=program.text, options=arguments.options, processors=arguments.bound(program.text))
-        self.finish_reason = "stop"
+        self.finish_reason, self.cancelled = "stop", threading.Event()  # a copy is cancelled with it
         self.prompt_tokens = 0
         self.new_tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
@@ -132,6 +137,8 @@ class Request:
         return outputs
 
     def _run_graph(self, step: Run, loaded: LoadedGraph, scope: Scope) -> Mapping[str, Value]:
+        if self.cancelled.is_set():
+            raise Cancelled
         ports, feeds, fields = loaded.ports.inputs, dict[str, Any](), []
         for port, name in step.inputs.items():
             if port not in ports:  # the chosen variant does without it

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .interpreter import Request
+from .interpreter import Cancelled, Request
 from .metrics import Metrics
 from .placement import Placement
 from .program import Program
@@ -86,26 +86,27 @@ class Stream(Iterator[Value]):
         self._request, self._output, self._text = request, output, text
         self._emissions = emissions
         self._first: float | None = None
-        self._cancelled = False
         self._ended: Result | Exception | None = None
 
     def cancel(self) -> None:
-        """End the request after the token that is being computed. From any thread, or from a signal handler."""
-        self._cancelled = True
+        """End the request after what a graph is just computing. From any thread, or from a signal handler."""
+        self._request.cancelled.set()
 
     def __next__(self) -> Value:
         try:
-            while not self._cancelled and (emission := next(self._emissions, None)) is not None:
+            while not self._request.cancelled.is_set() and (emission := next(self._emissions, None)) is not None:
                 self._first = self._first or time.perf_counter()
                 self._request.collect(emission)
                 if emission.output == self._output:
                     return emission.value
+        except Cancelled:
+            pass
         except Exception as error:
             self._ended = error
             self._request.release()
             raise
         except BaseException:
-            self._cancelled = True
+            self._request.cancelled.set()
             self._end()
             raise
         self._end()
@@ -126,7 +127,7 @@ class Stream(Iterator[Value]):
         if self._ended is not None:
             return
         request = self._request
-        if self._cancelled:
+        if request.cancelled.is_set():
             request.finish_reason = CANCELLED
         if isinstance(self._emissions, Generator):
             self._emissions.close()
