@@ -116,6 +116,7 @@ def test_r29_a_score_is_the_sum_of_logprobs_over_the_length(sample: Path) -> Non
     pipe = genai_runner.load(sample)
     result = pipe(PROMPT, temperature=0, num_beams=4, n=4, length_penalty=0.7, max_tokens=8, logprobs=1)
     assert len(result.sequences) == 4
+    assert result.metrics.prefill_tokens == result.usage.prompt_tokens  # the prompt is run once
     for one in result.sequences:
         assert one.logprobs is not None
         assert [of.token for of in one.logprobs] == one.tokens
@@ -148,6 +149,29 @@ def test_processors_hold_for_every_answer(sample: Path, options: dict[str, Any])
     result = genai_runner.load(sample)(PROMPT, max_tokens=6, processors=[even], **options)
     assert len(result.sequences) == 3
     assert not any(token % 2 for one in result.sequences for token in one.tokens)
+
+
+class Counting:
+    """Forbids as many of the first ids as it was called; whoever it was copied for counts on alone."""
+
+    def __init__(self, calls: int = 0) -> None:
+        self.calls = calls
+
+    def __call__(self, ids: Sequence[int], scores: Any) -> Any:
+        self.calls += 1
+        scores[: self.calls] = -np.inf
+        return scores
+
+    def fork(self) -> Counting:
+        return Counting(self.calls)
+
+
+def test_a_processor_with_a_memory_is_copied_for_each_answer(path: Path) -> None:
+    pipe, options = genai_runner.load(path), {"temperature": 9.0, "max_tokens": 7}
+    drawn = pipe(ids=[1], n=3, processors=[Counting()], **options).sequences
+    assert [one.tokens[-1] for one in drawn] == [7] * 3
+    found = pipe(ids=[1], num_beams=3, n=3, temperature=0, max_tokens=7, processors=[Counting()]).sequences
+    assert {one.tokens[-1] for one in found} == {7}
 
 
 SEVERAL = [{"n": 2, "temperature": 1.0}, {"best_of": 2, "temperature": 1.0}, {"num_beams": 2}]

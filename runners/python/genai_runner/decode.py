@@ -237,7 +237,8 @@ class Decoder:
         for name, (_, following) in self._step.carry.items():
             if name != self._ids:
                 self._carried[name] = inner[following]
-        self._request.record.prefilled(len(self._pending), began)
+        if not self.new_tokens:
+            self._request.record.prefilled(len(self._pending), began)
         self._pending = []
         logits: Array = np.asarray(inner[self._step.logits])
         self._logits = logits.reshape(-1, logits.shape[-1])[-1]

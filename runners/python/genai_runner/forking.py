@@ -7,6 +7,7 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from . import processors
 from .disciplines import DISCIPLINES, Read
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def forked(request: Request) -> Request:
     program, arguments, twin = request.program, request.arguments, copy.copy(request)
     apply, adapter = program.adapters.apply, arguments.adapter
     twin._graphs = {name: apply(adapter, name, one.graph) for name, one in program.graphs.items()}
-    twin.env = replace(request.env, draws=dict(request.env.draws), processors=arguments.bound(program.text))
+    twin.env = replace(request.env, draws=dict(request.env.draws), processors=processors.forked(request.env.processors))
     twin.states = {}
     for loaded in program.graphs.values():
         for name, spec in loaded.states.items():

@@ -27,7 +27,8 @@ Processor = Callable[[Sequence[int], Scores], Scores]
 """(the ids of prompt and answer so far, f64[V]) -> f64[V]. It may change and return the array that it is given.
 
 The ids only ever grow by one a call, except after the decoder was rewound. One that has a method `begin(ids)` is told
-that the model is about to run for the scores that follow `ids`: it may prepare them in another thread.
+that the model is about to run for the scores that follow `ids`: it may prepare them in another thread. One that has a
+method `fork()` is asked for a copy where another answer goes on from here; others are shared.
 """
 
 
@@ -45,6 +46,11 @@ def begin(processors: Sequence[Processor], ids: Sequence[int]) -> None:
         told = getattr(processor, "begin", None)
         if told is not None:
             told(ids)
+
+
+def forked(processors: Sequence[Processor]) -> tuple[Processor, ...]:
+    """Processors for another answer that goes on from the same ids."""
+    return tuple(getattr(one, "fork", lambda one=one: one)() for one in processors)
 
 
 def changes_scores(options: Options, processors: Sequence[Processor] = ()) -> bool:
