@@ -45,8 +45,7 @@ NO_PADDING = -1
 """No id of any text: padding ids that end a prompt are hidden, and a prompt may end with a token that ends turns."""
 
 UNKNOWN = (
-    "max_tokens", "min_p", "typical_p", "frequency_penalty", "presence_penalty", "no_repeat_ngram_size", "min_tokens",
-    "stop",
+    "max_tokens", "min_p", "typical_p", "frequency_penalty", "presence_penalty", "min_tokens", "stop",
 )  # fmt: skip
 """Defaults of a request that the runtime has no key for."""
 
@@ -206,6 +205,7 @@ def _search(bundle: Bundle, found: Generator) -> dict[str, Any]:
         "top_k": int(defaults.get("top_k", 0)),
         "top_p": float(defaults.get("top_p", 1.0)),
         "repetition_penalty": float(defaults.get("repetition_penalty", 1.0)),
+        "no_repeat_ngram_size": int(defaults.get("no_repeat_ngram_size", 0)),
         **({"random_seed": bundle.manifest.generation["seed"]} if "seed" in bundle.manifest.generation else {}),
         "max_length": found.context,
         "min_length": 0,

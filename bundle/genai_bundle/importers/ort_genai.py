@@ -104,7 +104,6 @@ def _generation(search: Section, notes: list[str]) -> dict[str, Any]:
     """The manifest's `generation`: what generate() does with the folder as it is."""
     notes += [f"left out, for the caller to choose: {key}" for key in search.ignore(*BEAMS, *SERVING)]
     search.only("min_length", 0)
-    search.only("no_repeat_ngram_size", 0)
     search.flag("past_present_share_buffer")
     sampled = search.flag("do_sample")
     temperature, top_k, top_p = search.number("temperature", 1.0), search.count("top_k"), search.number("top_p")
@@ -112,5 +111,6 @@ def _generation(search: Section, notes: list[str]) -> dict[str, Any]:
     if sampled:
         found |= {"top_k": top_k} if top_k else {}
         found |= {"top_p": top_p} if 0 < top_p < 1 else {}
-    penalty = search.number("repetition_penalty", 1.0)
-    return found | ({"repetition_penalty": penalty} if penalty != 1.0 else {})
+    penalty, size = search.number("repetition_penalty", 1.0), search.count("no_repeat_ngram_size")
+    found |= {"repetition_penalty": penalty} if penalty != 1.0 else {}
+    return found | ({"no_repeat_ngram_size": size} if size else {})

@@ -95,6 +95,22 @@ def test_the_folder_comes_back_as_a_bundle_with_the_same_tokens(folder: Path, sa
     assert found.outputs["tokens"][0].tolist() == tokens
 
 
+def test_the_default_that_no_ngram_comes_twice_goes_there_and_back(sample: Path, tmp_path: Path) -> None:
+    with open_bundle(sample) as opened:
+        manifest = json.loads(opened.manifest.raw)
+        members = {path: opened.read(path) for path in manifest.pop("files")}
+    manifest["generation"]["no_repeat_ngram_size"] = 2
+    write_bundle(tmp_path / "x.genai", manifest, members)
+    with load(tmp_path / "x.genai", threads=1) as pipeline:
+        wanted = pipeline("Once upon a time", max_tokens=120, temperature=0.0).tokens
+        assert wanted != pipeline("Once upon a time", max_tokens=120, temperature=0.0, no_repeat_ngram_size=0).tokens
+    peer = Peer(exported(tmp_path / "x.genai", tmp_path / "out", "ort-genai"))
+    assert peer.greedy([peer.ids({"prompt": "Once upon a time"})], len(wanted)) == [wanted]
+    build(tmp_path / "out", tmp_path / "back.genai")
+    with open_bundle(tmp_path / "back.genai") as back:
+        assert back.manifest.generation["no_repeat_ngram_size"] == 2
+
+
 def test_what_the_configuration_says(sample: Path, tmp_path: Path) -> None:
     found = json.loads((exported(sample, tmp_path / "x", "ort-genai") / "genai_config.json").read_text())
     settings, decoder = found["model"], found["model"]["decoder"]

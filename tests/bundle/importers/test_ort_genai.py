@@ -280,18 +280,16 @@ def test_a_folder_of_the_hub_s_cache_is_recorded_with_its_revision(
 def test_a_key_that_is_not_understood_stops_the_build(one_graph: Path) -> None:
     found = json.loads((one_graph / "genai_config.json").read_text())
     found["model"]["decoder"]["novel"] = {"a": 1}
-    found["search"]["no_repeat_ngram_size"] = 3
+    found["search"]["min_length"] = 3
     tiny.write_json(one_graph / "genai_config.json", found)
     with pytest.raises(SourceError) as caught:
         imported(one_graph)
     message = str(caught.value)
     assert "model.decoder.novel" in message
-    assert "search.no_repeat_ngram_size = 3" in message
+    assert "search.min_length = 3" in message
     assert not (one_graph.parent / "one.genai").exists()
     with open_bundle(imported(one_graph, allow_lossy=True)) as bundle:
-        assert bundle.manifest.source["dropped"] == {
-            "genai_config.json": ["model.decoder.novel", "search.no_repeat_ngram_size"]
-        }
+        assert bundle.manifest.source["dropped"] == {"genai_config.json": ["model.decoder.novel", "search.min_length"]}
 
 
 def change(found: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
