@@ -16,6 +16,8 @@ from genai_bundle.errors import GenaiError, UsageError
 from ..cache_folder import VARIABLE, cache_folder
 
 PART = "exports"
+DIGITS = 32
+"""Of a bundle's id: no two bundles share as many, and folders' names stay short enough for every system."""
 
 
 def exported(bundle: Bundle, target: str, versions: str = "") -> Path:
@@ -28,7 +30,7 @@ def exported(bundle: Bundle, target: str, versions: str = "") -> Path:
     cache = cache_folder(PART)
     if cache is None:
         raise UsageError("there is no folder for the exported model", hint=f"Set {VARIABLE} to one that is writable")
-    key = "-".join(filter(None, (bundle.id[:40], target, __version__, versions)))
+    key = "-".join(filter(None, (bundle.id.rpartition(":")[2][:DIGITS], target, __version__, versions)))
     folder = cache / key
     if (folder / MARK).is_file():
         return folder
