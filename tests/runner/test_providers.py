@@ -69,6 +69,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         SessionOptions=onnxruntime.SessionOptions,
         InferenceSession=made.session,
         get_available_providers=lambda: [CUDA, HOST],
+        OrtValue=onnxruntime.OrtValue,
     )
     monkeypatch.setattr(backend, "ort", fake)
     return made
