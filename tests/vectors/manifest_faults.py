@@ -72,6 +72,7 @@ def _manifest() -> Iterator[Case]:
     yield fault("M7", "no-format", "No version", "small", ("format", ...))
     yield fault("M8", "unknown-key", "A misspelt key of the document", "chat", ("lisence", "MIT"))
     yield fault("M8", "unknown-option", "A misspelt option", "chat", ("generation", "temprature", 0.5))
+    yield fault("M8", "beams", "Beams are the caller's to ask for", "chat", ("generation", "num_beams", 4))
     yield fault("M8", "unknown-loop-key", "A misspelt key deep in the steps", "loops", (*LOOP, "indx", "i"))
     yield fault("M9", "list-for-object", "Graphs as a list", "small", ("graphs", []))
     yield fault("M9", "number-for-text", "A number as the version", "chat", ("version", 1))
@@ -80,6 +81,9 @@ def _manifest() -> Iterator[Case]:
     yield fault("M9", "bool-for-integer", "true is no number", "chat", (*KV, "axis", True))
     yield fault("M9", "float-for-integer", "1.5 is no integer", "chat", (*KV, "axis", 1.5))
     yield fault("M9", "top-p", "A probability above 1", "chat", ("generation", "top_p", 1.5))
+    yield fault("M9", "typical-p", "A typical mass below 0", "chat", ("generation", "typical_p", -0.5))
+    yield fault("M9", "presence", "A word as a penalty", "chat", ("generation", "presence_penalty", "high"))
+    yield fault("M9", "min-tokens", "Fewer tokens than none", "chat", ("generation", "min_tokens", -1))
     yield fault(
         "M9", "carry-three", "Three names for one carried value", "loops", (*LOOP, "carry", "x", ["x", "a", "b"])
     )

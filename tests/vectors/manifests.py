@@ -304,6 +304,12 @@ def valid_cases() -> Iterator[Case]:
         ("steps", 0, "loop", "do", 0, "in", "at", "kept.len"),
     )
     yield Case("ring", "A sliding window", ring, {**members, "step.onnx": graph(RING)})
+    asked = {
+        "temperature": 0.7, "top_k": 40, "top_p": 1, "min_p": 0, "typical_p": 0.95, "repetition_penalty": 1.1,
+        "frequency_penalty": -0.25, "presence_penalty": 0.5, "no_repeat_ngram_size": 3, "min_tokens": 1, "seed": 0,
+        "max_tokens": 2, "stop": [],
+    }  # fmt: skip
+    yield Case("options", "Every default of a request", change(CHAT, ("generation", asked)), CHAT_MEMBERS)
     yield from adapters.valid()
     yield from drafts.valid()
     nothing = {"format": "1.0", "name": "nothing", "graphs": {}, "inputs": {}, "outputs": {}, "steps": []}
