@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from .adapters import read_adapters
 from .backends.base import Backend, LoadOptions, StatePort, find_backend
 from .cores import available_cores
 from .fitting import AUTO, HOST, PORTABLE, Choice, candidates, choose
+from .pages import given_back
 from .pipeline import Pipeline
 from .placement import Placement, check_precision, precision_of
 from .program import LoadedGraph, Program
@@ -139,16 +141,16 @@ def _load_graph(bundle: Bundle, name: str, choice: Choice) -> LoadedGraph:
     weights: Mapping[str, memoryview] = {path: bundle.view(path) for path in sorted(locations)}
     states = _states(bundle, name, variant)
     options = replace(choice.options, states=_state_ports(states, bundle.ports(file)))
+    # An engine that packs keeps its own copy of what is large.
+    packing = nullcontext() if options.low_memory or not weights else given_back(bundle, weights)
     try:
-        graph = engine.load(name, bundle.read(file), weights, options)
+        with packing:
+            graph = engine.load(name, bundle.read(file), weights, options)
     except GenaiError:
         raise
     except Exception as error:  # an engine may raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackendError(f"{engine.name} cannot load the graph: {reason}", where=file) from error
-    if not options.low_memory:  # the engine has packed its own copy of what is large
-        for path in weights:
-            bundle.release(path)
     place = Placement(
         file,
         variant.name if variant else PORTABLE,

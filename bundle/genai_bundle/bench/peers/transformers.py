@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ class Engine:
         import torch
         import transformers
 
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of its own about its own
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         torch.set_num_threads(side.threads)
         self._torch, self._version = torch, transformers.__version__
         dtype = torch.float32 if side.precision == "exact" else "auto"
