@@ -16,10 +16,11 @@ from genai_bundle.records import ADAPTER
 
 from .options import OPTIONS, Options
 from .processors import Bindable, Processor
+from .speculation import MODES, NONE
 from .text import TextCodec
 from .values import Value, coerce
 
-PROCESSORS, GRAMMAR = "processors", "grammar"
+PROCESSORS, GRAMMAR, SPECULATE = "processors", "grammar", "speculate"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Arguments:
     adapter: str | None = None
     processors: tuple[Processor, ...] = ()
     grammar: Bindable | None = None
+    speculate: str = NONE
 
     def bound(self, text: TextCodec | None) -> tuple[Processor, ...]:
         """The processors of one sequence: the caller's, and the grammar's own. UsageError where it has no tokenizer."""
@@ -67,9 +69,10 @@ def split(
 
     options = {name: taken(name) for name in OPTIONS}
     adapter, processors, grammar = known(taken(ADAPTER)), taken(PROCESSORS), taken(GRAMMAR)
+    speculate = taken(SPECULATE)
     unknown = sorted(set(rest) - set(manifest.inputs))
     if unknown:
-        more = [PROCESSORS, GRAMMAR, *([ADAPTER] if manifest.adapters else [])]
+        more = [PROCESSORS, GRAMMAR, SPECULATE, *([ADAPTER] if manifest.adapters else [])]
         hint = f"Known are {', '.join([*manifest.inputs, *OPTIONS, *more])}"
         raise UsageError(f"unknown input or option {unknown[0]!r}", hint=hint)
     return Arguments(
@@ -78,6 +81,7 @@ def split(
         adapter=adapter,
         processors=_processors(processors),
         grammar=_grammar(grammar),
+        speculate=_speculate(speculate),
     )
 
 
@@ -125,6 +129,15 @@ def _spelt(options: Options, text: TextCodec | None) -> Options:
     eos = text.eos if text else ()
     ids = tuple(word for word in words if word and not (len(word) == 1 and word[0] in eos))
     return replace(options, bad_words=ids)
+
+
+def _speculate(given: Any) -> str:
+    if given is None:
+        return NONE
+    if given not in MODES:
+        hint = f"Known are {', '.join(MODES)}"
+        raise UsageError(f"{SPECULATE} is {given!r}, which is no way", where=f"argument {SPECULATE}", hint=hint)
+    return str(given)
 
 
 def _processors(given: Any) -> tuple[Processor, ...]:

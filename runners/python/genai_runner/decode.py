@@ -11,21 +11,22 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from genai_bundle.errors import BackendError, UsageError
-from genai_bundle.manifest import Generate, Run
+from genai_bundle.manifest import Generate
 
 from .backends.base import Array
+from .body import Body
 from .expand import ids_name
 from .forking import forked
 from .metrics import Metrics
 from .processors import begin
 from .sampling import sample
 from .sequences import TokenLogprob, logprob_of
-from .state import Group
+from .speculation import speculation
 from .text import TextStream
 from .values import Emission, Value
 
@@ -47,14 +48,17 @@ class Decoder:
         self._request, self._step, self._scope = request, step, scope
         self._ids = ids_name(step)
         self._carried = {name: request.value(init, scope, step.where) for name, (init, _) in step.carry.items()}
-        self._states = self._states_of_body()
+        self._body = Body(request, step.do, step.logits, scope, self._ids)
         self.tokens: list[int] = [int(token) for token in np.asarray(self._carried[self._ids]).flat]
         if not self.tokens:
             raise UsageError("the prompt is empty: there is no token to begin with", where=step.where)
         self._pending = list(self.tokens)
         self._prompt = len(self.tokens)
         request.prompt_tokens += self._prompt
+        self._recall()
         self.room = self._room()
+        self._speculation = speculation(request, self._body, step, scope, self._ids)
+        self._ahead: list[tuple[int, Array]] = []  # guesses that the states hold already, and the logits behind each
         self._draws = request.env.draws.get(0, 0)
         self._logits: Array | None = None
         self.row, self.logprobs = 0, list[TokenLogprob]()
@@ -88,6 +92,7 @@ class Decoder:
     def append_tokens(self, ids: Sequence[int]) -> None:
         """Add tokens that were not sampled: a user's next turn, or a forced answer. They count as prompt."""
         added = [int(token) for token in ids]
+        self._forget()
         self.room = self._room(len(added))  # first: a turn that does not fit leaves everything as it was
         self._pending += added
         self.tokens += added
@@ -123,10 +128,17 @@ class Decoder:
             self.logprobs.append(logprob_of(self.get_logits(), token, options.logprobs or 0))
         env.draws[0] = self._draws + len(self.tokens) - self._prompt + 1
         self.tokens.append(token)
-        self._pending = [*self._pending, token]
+        if self._ahead and self._ahead[0][0] == token:
+            self._logits = self._ahead.pop(0)[1]
+            self._request.record.accepted_tokens += 1
+        else:
+            self._forget()
+            self._pending = [*self._pending, token]
         self._carried[self._ids] = np.array([[token]], np.int64)
         self._piece = self._stream.push(token) if self._stream else ""
         self.stopped = (token in self._eos and not options.ignore_eos) or bool(self._stream and self._stream.stopped)
+        if self.is_done:
+            self._forget()
 
     def rewind_to(self, length: int) -> None:
         """Go back to the first `length` tokens. Raises UsageError where a state of the model cannot go back."""
@@ -134,10 +146,12 @@ class Decoder:
             raise UsageError(f"cannot rewind to {length}: the sequence has {len(self.tokens)} tokens")
         if len(self._carried) > 1:
             raise UsageError("cannot rewind: the loop carries more than tokens", where=self._step.where)
-        held = max((group.length for group in self._states if group.spec.tokens), default=0)
+        self._forget()
+        states = self._body.states
+        held = max((group.length for group in states if group.spec.tokens), default=0)
         before = held - (len(self.tokens) - len(self._pending))  # what a session held before this request
         keep = length - 1  # the last token is run again: its logits are what comes next
-        longer = [group for group in self._states if group.length > before + keep]
+        longer = [group for group in states if group.length > before + keep]
         for group in sorted(longer, key=lambda group: group.can_rewind(before + keep)):
             group.rewind(before + keep)  # one that cannot comes first, and raises before anything has changed
         self._pending = self.tokens[min(keep, len(self.tokens) - len(self._pending)) : length]
@@ -153,10 +167,11 @@ class Decoder:
 
     def fork(self) -> Decoder:
         """An independent copy that goes on from here, with its own states."""
+        self._forget()
         twin = copy.copy(self)
         twin._request = forked(self._request)
         twin._scope = self._scope.new_child()
-        twin._states = [twin._request.states[group.name] for group in self._states]
+        twin._body, twin._speculation, twin._ahead = self._body.twin(twin._request, twin._scope), None, []
         twin.tokens, twin._pending, twin.logprobs = list(self.tokens), list(self._pending), list(self.logprobs)
         twin._carried, twin.processors = dict(self._carried), twin._request.env.processors
         twin._stream = self._new_stream()
@@ -193,11 +208,14 @@ class Decoder:
         whole = ""
         while not self.is_done:
             yield from self._forward()
+            if not self.new_tokens:
+                self.remember()  # for requests that come meanwhile
             token = self._draw()
             yield from self._emissions(tokens, token)
             if self._piece:
                 yield from (Emission(output, self._piece) for output in streamed)
             whole += self._piece
+        self.remember()
         rest = self._stream.flush() if self._stream else ""
         for output in texts:
             if output not in streamed:
@@ -219,9 +237,9 @@ class Decoder:
 
     def prefill_all_but_last_piece(self) -> Iterator[Emission]:
         """For the expansion: run the pieces of the prompt that come before the first sampled logits."""
-        pieces = self._pieces()
+        pieces = self._body.pieces(self._pending)
         for piece in pieces[:-1]:
-            yield from self._request.steps(self._step.do, self._inner(piece))
+            yield from self._body.run(piece, self._carried)
         self._scope["$ids"] = np.array([pieces[-1]], np.int64)
         self._scope["$prompt"] = np.array([self.tokens], np.int64)
 
@@ -230,26 +248,37 @@ class Decoder:
         if not self._pending:
             return
         began = time.perf_counter()
+        guesses = self._guess()
         begin(self.processors, self.tokens)
-        for piece in self._pieces():
-            inner = self._inner(piece)
-            yield from self._request.steps(self._step.do, inner)
+        for piece in self._body.pieces([*self._pending, *guesses]):
+            logits, inner = yield from self._body.run(piece, self._carried, 1 + len(guesses))
         for name, (_, following) in self._step.carry.items():
             if name != self._ids:
                 self._carried[name] = inner[following]
         if not self.new_tokens:
             self._request.record.prefilled(len(self._pending), began)
-        self._pending = []
-        logits: Array = np.asarray(inner[self._step.logits])
-        self._logits = logits.reshape(-1, logits.shape[-1])[-1]
+        if self._speculation and len(self._pending) == 1:
+            self._speculation.ran(time.perf_counter() - began)
+        self._pending, self._logits = [], logits[0]
+        self._ahead = list(zip(guesses, logits[1:], strict=True))
 
-    def _inner(self, piece: list[int]) -> Scope:
-        return self._scope.new_child({**self._carried, self._ids: np.array([piece], np.int64)})
+    def _guess(self) -> list[int]:
+        """Tokens that may come next and are run along with the pending one; no more than one run takes."""
+        if self._speculation is None or self._logits is None or len(self._pending) != 1:
+            return []
+        most = [group.most - 1 for group in self._body.states if group.most]
+        room = min([self.room - len(self.new_tokens) - 1, *most])
+        guesses = self._speculation.propose(self.tokens, room, self._logits.size)
+        self._request.record.draft_tokens += len(guesses)
+        return guesses
 
-    def _pieces(self) -> list[list[int]]:
-        """The pending ids in as many pieces as the states need; nearly always one."""
-        most = min((group.most for group in self._states if group.most), default=len(self._pending))
-        return [self._pending[i : i + most] for i in range(0, len(self._pending), most)]
+    def _forget(self) -> None:
+        """Let the states forget guesses that did not come true."""
+        if self._ahead and self._speculation:
+            began = time.perf_counter()
+            self._body.rewind(len(self._ahead))
+            self._speculation.missed(len(self._ahead), time.perf_counter() - began)
+            self._ahead = []
 
     def _draw(self) -> int:
         if self._logits is None:
@@ -279,30 +308,31 @@ class Decoder:
         wanted = options.stop or any(value != "token" for value in self._step.emit.values())
         return text.stream(options.stop) if text and wanted else None
 
-    def _states_of_body(self) -> list[Group]:
-        """States of the graphs that the body runs, at any depth."""
-        graphs: set[str] = set()
+    def _recall(self) -> None:
+        """Take from the cache what earlier requests have computed for the beginning of this prompt."""
+        prefixes = self._request.program.prefixes
+        if prefixes is not None and len(self._carried) == 1:
+            held = prefixes.recall(self._body, self._request.arguments.adapter, self.tokens)
+            self._pending = self.tokens[held:]
+            self._request.record.cached_tokens = held
 
-        def walk(steps: Sequence[Any]) -> None:
-            for step in steps:
-                if isinstance(step, Run):
-                    graphs.add(step.target)
-                for part in ("do", "then", "orelse"):
-                    walk(getattr(step, part, ()))
-
-        walk(self._step.do)
-        loaded = self._request.program.graphs.values()
-        return [self._request.states[name] for one in loaded if one.name in graphs for name in one.states]
+    def remember(self) -> None:
+        """Leave in the cache what was computed for the tokens until now."""
+        prefixes = self._request.program.prefixes
+        if prefixes is not None and len(self._carried) == 1:
+            self._forget()
+            held = len(self.tokens) - len(self._pending)
+            prefixes.remember(self._body, self._request.arguments.adapter, self.tokens[:held])
 
     def _room(self, added: int = 0) -> int:
         """How many tokens may come: `max_tokens`, and what the context has left beside the prompt and `added` ids."""
         asked = self._request.options.max_tokens
         waiting = len(self._pending) + added
-        left = [g.capacity - g.length - waiting for g in self._states if g.capacity and g.spec.tokens]
+        left = [g.capacity - g.length - waiting for g in self._body.states if g.capacity and g.spec.tokens]
         if not left:
             return DEFAULT_MAX_TOKENS if asked is None else asked
         if min(left) <= 0:
-            context = min(g.capacity for g in self._states if g.capacity and g.spec.tokens)
+            context = min(g.capacity for g in self._body.states if g.capacity and g.spec.tokens)
             message = f"the prompt of {waiting} tokens leaves no room in the context of {context}"
             raise UsageError(message, hint="Shorten the prompt")
         return min(left) if asked is None else min(asked, min(left))

@@ -150,6 +150,8 @@ class Ring(Buffer):
 class Replace(Append):
     """Recurrent and convolution state: zeros at first, then whatever the graph returned."""
 
+    goes_back = False
+
     def _start(self, port: str) -> Array:
         return self._zeros(port, None)
 

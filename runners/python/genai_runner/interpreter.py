@@ -70,6 +70,10 @@ class Request:
         """The whole document. `inputs` holds every declared input, None where an optional one was not given."""
         return self.steps(self.program.manifest.steps, self.scope(inputs))
 
+    def set_literal(self, graph: str, where: str, port: str, value: Any) -> None:
+        """Let the run of `graph` at `where` feed `port` with this value, in place of what its `with` says."""
+        self._literals[where, port] = literal(value, self.program.graphs[graph].ports.inputs[port])
+
     def collect(self, emission: Emission) -> None:
         """Keep an emission for `outputs`."""
         self._emitted[emission.output].append(emission.value)

@@ -26,6 +26,7 @@ from .fitting import AUTO, HOST, PORTABLE, Choice, candidates, choose
 from .pages import given_back
 from .pipeline import Pipeline
 from .placement import Placement, check_precision, precision_of
+from .prefix_cache import PrefixCache
 from .program import LoadedGraph, Program
 from .text import TextCodec
 from .trace import Trace
@@ -47,6 +48,7 @@ def load(
     verify: bool = False,
     literal: bool = False,
     trace: Trace | None = None,
+    prefix_cache: int = 0,
 ) -> Pipeline:
     """Open a bundle (file or folder) and load its graphs.
 
@@ -61,6 +63,7 @@ def load(
     threads: None for all cores that this process may use. low_memory: see `LoadOptions`.
     verify: check the digests of all members first, weights too (reads the whole file).
     literal: execute `generate` as the loop that defines it; slow, for tests of runners.
+    prefix_cache: bytes in which to keep what requests have computed, for others whose prompts begin alike.
     trace: called with each `Event` of every request: what ran when, and for how long; see trace.py.
 
     Raises InvalidBundle before any engine sees a byte of a bundle that breaks a rule; UsageError for an unknown
@@ -81,9 +84,8 @@ def load(
     if backend == AUTO:
         found = choice.figures(path, load, variant=None if variant == AUTO else variant, **settings)
         best = choice.chosen(found)
-        pipeline = load(
-            path, best.backend, variant=best.variant, verify=verify, literal=literal, trace=trace, **settings
-        )
+        rest: dict[str, Any] = {"verify": verify, "literal": literal, "trace": trace, "prefix_cache": prefix_cache}
+        pipeline = load(path, best.backend, variant=best.variant, **rest, **settings)
         pipeline.figures = tuple(found)
         return pipeline
     bundle = open_bundle(path)
@@ -100,7 +102,8 @@ def load(
         )
         graphs = _load_graphs(bundle, engine, variant, precision, options)
         program = Program(bundle.manifest, graphs, codec_of(bundle), literal, read_adapters(bundle), trace)
-        program = replace(program, load_s=time.perf_counter() - began)
+        prefixes = PrefixCache(prefix_cache) if prefix_cache else None
+        program = replace(program, load_s=time.perf_counter() - began, prefixes=prefixes)
     except BaseException:
         bundle.close()
         raise

@@ -24,6 +24,7 @@ from .backends.base import Graph
 from .decode import Decoder
 from .interpreter import Request
 from .placement import Placement
+from .prefix_cache import PrefixCache
 from .program import Program
 from .results import Result, Stream, placements
 from .state import Group
@@ -116,6 +117,11 @@ class Pipeline:
             for emission in request.steps((step,), scope):
                 request.collect(emission)
         raise UsageError("this pipeline has no `generate` among its outermost steps")
+
+    @property
+    def prefix_cache(self) -> PrefixCache | None:
+        """What earlier requests have computed, where `load` was told to keep it."""
+        return self._program.prefixes
 
     @property
     def prompt_input(self) -> str | None:

@@ -12,6 +12,7 @@ from genai_bundle.ports import Ports
 from .adapters import Adapters
 from .backends.base import Graph
 from .placement import Placement
+from .prefix_cache import PrefixCache
 from .text import TextCodec
 from .trace import Trace
 
@@ -31,7 +32,7 @@ class LoadedGraph:
 class Program:
     """All that requests share. With `literal`, generate is executed as its expansion, without the decode engine.
 
-    `trace` is told of what requests do; `load_s` is how long it took to have all this.
+    `trace` is told of what requests do, `prefixes` keeps what they computed. `load_s`: how long loading took.
     """
 
     manifest: Manifest
@@ -40,4 +41,5 @@ class Program:
     literal: bool = False
     adapters: Adapters = field(default_factory=Adapters)
     trace: Trace | None = None
+    prefixes: PrefixCache | None = None
     load_s: float = 0.0

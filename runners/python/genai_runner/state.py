@@ -34,7 +34,12 @@ class Saved:
 
 
 class Group(ABC):
-    """One state of one request: base of the disciplines below. Arrays are keyed by the graph's past port."""
+    """One state of one request: base of the disciplines below. Arrays are keyed by the graph's past port.
+
+    `goes_back`: whether the state can forget tokens that it was just given.
+    """
+
+    goes_back = True
 
     def __init__(self, name: str, spec: State, ports: Ports, graph: Graph) -> None:
         self.name, self.spec, self._ports, self._graph = name, spec, ports, graph
