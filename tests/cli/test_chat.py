@@ -131,13 +131,19 @@ class Window:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def wait_for(self, pattern: str, seconds: float = 30) -> str:
-        """What was shown until the pattern came, without escape codes; the next call looks behind it."""
+    def wait_for(self, pattern: str, seconds: float = 60, *, key: str = "") -> str:
+        """What was shown until the pattern came, without escape codes; the next call looks behind it.
+
+        `key` is typed every few seconds: an editor that only begins to listen may not hear the first one.
+        """
         import select
 
-        end = time.monotonic() + seconds
+        end, again = time.monotonic() + seconds, 0.0
         while not (found := re.search(pattern, self.seen)):
             assert time.monotonic() < end, f"{pattern!r} did not come: {self.seen!r}"
+            if key and time.monotonic() > again:
+                self.type(key)
+                again = time.monotonic() + 3
             ready, _, _ = select.select([self._master], [], [], 1)
             if ready:
                 try:
@@ -199,9 +205,7 @@ def test_a_terminal_has_editing_figures_and_an_end(bundle: Path, library: bool) 
         shown.type("/dance\r")
         shown.wait_for("error: there is no command /dance")
         shown.wait_for(PROMPT)
-        time.sleep(0.3)  # the prompt is there a little before the editor listens
-        shown.type("\x03")
-        shown.wait_for("Ctrl-D leaves")
+        shown.wait_for("Ctrl-D leaves", key="\x03")
         shown.wait_for(PROMPT)
         shown.type("\x04")
         assert shown.process.wait(timeout=60) == 0
