@@ -105,6 +105,16 @@ def test_figures_are_shown_when_asked_for(bundle: Path) -> None:
     assert "3 new tokens" in done.err
 
 
+def test_a_turn_computes_only_what_is_new(sample: Path) -> None:
+    lines = "Tell me a story about a small boat.\nAnd about a dog?\n"
+    options = ["--temperature", "0", "--max-tokens", "40", "--stats", "--speculate", "auto"]
+    done = command("chat", sample, *options, stdin=lines)
+    first, second = done.err.splitlines()
+    assert "cached" not in first
+    assert int(re.findall(r"(\d+) cached", second)[0]) >= 32
+    assert command("chat", sample, *options[:4], "--cache", "0", stdin=lines).out == done.out
+
+
 def test_help_names_every_command_and_two_slashes_are_one(bundle: Path) -> None:
     done = command("chat", bundle, stdin="/help\n//five five\n/history\n")
     assert all(

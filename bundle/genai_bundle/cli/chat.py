@@ -59,6 +59,12 @@ def chat(
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Threads of the engine; by default the cores it may use.")
     ] = None,
+    cache: Annotated[
+        int, typer.Option(metavar="MB", min=0, help="Memory for what is computed already when the next turn comes.")
+    ] = 256,
+    speculate: Annotated[
+        str, typer.Option(metavar="NAME", help="Guess tokens, the answer stays the same: none, lookup, draft, auto.")
+    ] = "none",
     stats: Annotated[
         bool | None,
         typer.Option("--stats/--no-stats", help="Figures after each answer; by default at a terminal."),
@@ -76,11 +82,14 @@ def chat(
 
     screen = Screen(interactive=sys.stdin.isatty() and sys.stdout.isatty())
     settings: dict[str, Any] = {"variant": variant, "device": device, "precision": precision, "threads": threads}
+    settings["prefix_cache"] = 1_000_000 * cache
     with console.phases("loading"):
         pipe = genai_runner.load(file, backend, **settings)
     with pipe:
         input_ = _messages_input(pipe.manifest, str(file))
-        chosen = options if adapter is None else {**options, ADAPTER: adapter}
+        chosen = {**options, **({} if adapter is None else {ADAPTER: adapter})}
+        if speculate != "none":
+            chosen["speculate"] = speculate
         talk = chat_talk.Talk(pipe, input_, chosen, screen, stats=screen.interactive if stats is None else stats)
         if load is not None:
             talk.load(str(load))

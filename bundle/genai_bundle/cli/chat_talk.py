@@ -144,7 +144,8 @@ class Talk:
         options = {key: one for key, one in self.options.items() if key != name}
         if value:
             options[name] = _value(value.strip())
-        Options.merge(self._pipe.manifest.generation, options)  # raises for what does not go
+        request = {key: one for key, one in options.items() if key in OPTIONS}
+        Options.merge(self._pipe.manifest.generation, request)  # raises for what does not go
         self.options = options
 
     def stats(self, _: str) -> None:

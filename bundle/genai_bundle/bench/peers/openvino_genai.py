@@ -44,7 +44,7 @@ class Engine:
         prompt = self._openvino.Tensor(np.tile(np.array(ids, np.int64), (batch, 1)))
         config = self._genai.GenerationConfig(max_new_tokens=steps + 1, do_sample=False, ignore_eos=True)
         raw = self._pipe.generate(prompt, config).perf_metrics.raw_metrics
-        return Times(raw.m_times_to_first_token[0] / 1e6, tuple(one / 1e6 for one in raw.m_durations))
+        return Times(raw.m_times_to_first_token[0] / 1e6, tuple(one / 1e6 for one in raw.m_durations[::batch]))
 
 
 open_engine = Engine
