@@ -153,6 +153,14 @@ def test_a_bias_is_an_id_and_a_number(bundle: Path, bias: str) -> None:
     assert "expected ID=X" in done.err
 
 
+def test_guesses_save_time_and_change_nothing(sample: Path) -> None:
+    arguments = [sample, "Once upon a time", "--temperature", "0", "--no-repeat-ngram-size", "0", "--max-tokens", "80"]
+    plain = command("run", *arguments)
+    guessed = command("run", *arguments, "--speculate", "lookup", "--stats")
+    assert guessed.out == plain.out
+    assert command("run", *arguments, "--speculate", "wildly").code == 2
+
+
 def test_an_option_out_of_range_is_a_usage_error(bundle: Path) -> None:
     done = command("run", bundle, "one", "--top-p", "1.5")
     assert done.code == 2

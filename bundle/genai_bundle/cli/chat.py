@@ -63,8 +63,8 @@ def chat(
         int, typer.Option(metavar="MB", min=0, help="Memory for what is computed already when the next turn comes.")
     ] = 256,
     speculate: Annotated[
-        str, typer.Option(metavar="NAME", help="Guess tokens, the answer stays the same: none, lookup, draft, auto.")
-    ] = "none",
+        str | None, typer.Option(metavar="NAME", help="Guess tokens, the text stays the same: lookup, draft or auto.")
+    ] = None,
     stats: Annotated[
         bool | None,
         typer.Option("--stats/--no-stats", help="Figures after each answer; by default at a terminal."),
@@ -87,9 +87,8 @@ def chat(
         pipe = genai_runner.load(file, backend, **settings)
     with pipe:
         input_ = _messages_input(pipe.manifest, str(file))
-        chosen = {**options, **({} if adapter is None else {ADAPTER: adapter})}
-        if speculate != "none":
-            chosen["speculate"] = speculate
+        named = {ADAPTER: adapter, "speculate": speculate}
+        chosen = options | {name: value for name, value in named.items() if value is not None}
         talk = chat_talk.Talk(pipe, input_, chosen, screen, stats=screen.interactive if stats is None else stats)
         if load is not None:
             talk.load(str(load))

@@ -31,6 +31,7 @@ Examples:
   genai-bundle run tiny-stories.genai "Once" --n 3 --max-tokens 20
   genai-bundle run tiny-stories.genai "Once" --temperature 0 --num-beams 4 --n 2 --json
   genai-bundle run stories.genai "Once" --json --stats
+  genai-bundle run stories.genai --prompt-file article.txt --speculate lookup --stats
   genai-bundle run stories.genai "Once" --device cuda --device-option device_id=1 --stats
   genai-bundle run stories.genai "Once" --trace trace.json
   genai-bundle run stories.genai --explain
@@ -70,6 +71,9 @@ def run(
     options: dict[str, Any],
     adapter: Annotated[
         str | None, typer.Option(metavar="NAME", help="Run with this one of the bundle's adapters.")
+    ] = None,
+    speculate: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Guess tokens, the text stays the same: lookup, draft or auto.")
     ] = None,
     backend: Annotated[
         str, typer.Option(metavar="NAME", help="The engine; 'auto': the fastest right one, measured once.")
@@ -139,7 +143,8 @@ def run(
         given = _named_inputs(manifest, inputs or [])
         given.update(_chat(manifest, message, system, messages))
         given.update(_prompt(pipe, prompt, prompt_file, alone=not given))
-        chosen = {} if adapter is None else {ADAPTER: adapter}
+        named = {ADAPTER: adapter, "speculate": speculate}
+        chosen = {name: value for name, value in named.items() if value is not None}
         request = {**options, **chosen, **given}
 
         streamed = pipe.text_output
