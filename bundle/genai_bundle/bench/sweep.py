@@ -5,6 +5,7 @@ measured one after the other, and a ratio is the median of the rounds' own ratio
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from genai_bundle.bench import Times
 from genai_bundle.bench.child import Child, check_runs
 
 Report = Callable[[str], None]
+
+SETTLE_S = 0.1
+"""Between turns: threads of the side before may still spin for a while, in case of more work."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ def sweep(
                 for child in list(able):
                     name = child.side.name
                     report(f"{name}, {context} tokens, batch {batch}, round {turn} of {rounds}")
+                    time.sleep(SETTLE_S)
                     try:
                         found = check_runs(child.run(ids, steps, batch), steps, child.side)
                     except Exception as error:
