@@ -192,11 +192,16 @@ def generation(body: Body, text: Text) -> tuple[list[Json], list[SourceGraph]]:
         "  count = ReduceSum <keepdims = 0> (found)  done = Greater (count, none) }",
     )
     tail: list[Json] = [
-        {"run": "sample@1", "in": {"logits": body.logits, "history": "history"}, "out": {"token": "token"}},
+        {
+            "run": "sample@1", "in": {"logits": body.logits, "history": "history", "new": "new"},
+            "out": {"token": "token"},
+        },
         {"run": "concat@1", "in": {"a": "history", "b": "token"}, "with": {"axis": 1}, "out": {"y": "longer"}},
+        {"run": "concat@1", "in": {"a": "new", "b": "token"}, "with": {"axis": 1}, "out": {"y": "more"}},
         {"run": "ends", "in": {"token": "token"}, "out": {"done": "done"}},
         {"emit": {"tokens": "token"}},
-    ]
-    carry |= {"history": [body.carried, "longer"]}
+    ]  # fmt: skip
+    start = [*start, {"run": "zeros@1", "with": {"shape": [1, 0], "dtype": "i64"}, "out": {"y": "none_yet"}}]
+    carry |= {"history": [body.carried, "longer"], "new": ["none_yet", "more"]}
     loop = {"carry": carry, "max": "max_tokens", "until": "done", "do": [*body.steps(), *tail]}
     return [*start, {"loop": loop}], [ends]

@@ -179,7 +179,9 @@ def test_without_a_tokenizer_ids_go_in_and_out_and_the_ending_id_ends(tmp_path: 
     folder = write(tmp_path / "ids", {"model": tiny.decoder()}, words=False, eos_token_id=[expected[4], 500])
     with load(imported(folder), threads=1) as pipeline:
         tokens = pipeline(ids=[[1, 2, 3]], max_tokens=STEPS).outputs["tokens"][0].tolist()
+        apart = pipeline(ids=[[1, 2, 3]], max_tokens=5, presence_penalty=1e4).outputs["tokens"][0].tolist()
     assert tokens == expected[: expected.index(expected[4]) + 1]
+    assert len(set(apart)) == len(apart)  # the loop says which ids are the answer's
 
 
 def test_what_generation_is_told_and_cannot_do_stops_the_build(decoder: Path) -> None:
