@@ -32,7 +32,7 @@ def drawn(rng: np.random.Generator) -> dict[str, Any]:
     more = {
         "repetition_penalty": round(float(rng.uniform(0.7, 1.8)), 3),
         "no_repeat_ngram_size": int(rng.integers(2, 4)),
-        "min_tokens": int(rng.integers(1, 6)),
+        "min_tokens": min(int(rng.integers(1, 6)), found["max_tokens"]),
         "bad_words": [[int(word)] for word in rng.integers(3, 250, 3)],
     }
     return found | {name: value for name, value in more.items() if rng.random() < 0.35}
