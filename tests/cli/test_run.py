@@ -329,3 +329,18 @@ def test_a_closed_pipe_ends_the_run_quietly(endless: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert err == b""
+
+
+def test_an_answer_of_a_given_form(sample: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    lark, schema = tmp_path / "two.lark", tmp_path / "schema.json"
+    lark.write_text('start: "yes" | "no"', encoding="utf-8")
+    schema.write_text('{"enum": ["yes", "no"]}', encoding="utf-8")
+    forms = [["--choice", "yes", "--choice", "no"], ["--regex", "yes|no"], ["--grammar", str(lark)]]
+    for form in [*forms, ["--json-schema", str(schema)], ["--json-schema", '{"enum": ["yes", "no"]}']]:
+        done = command("run", sample, "Once", *form)
+        assert (done.code, done.out.strip().strip('"') in ("yes", "no")) == (0, True)
+    done = command("run", sample, "Once", "--regex", "a", "--choice", "b")
+    assert (done.code, "--regex and --choice are both given" in done.err) == (2, True)
+    done = command("run", sample, "Once", "--json-schema", '{"not": {}}')
+    assert (done.code, "Unimplemented" in done.err) == (2, True)

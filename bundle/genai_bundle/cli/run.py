@@ -30,6 +30,7 @@ Examples:
   genai-bundle run tiny-stories.genai "Once" --no-repeat-ngram-size 3 --bad-words "big" --presence-penalty 0.5
   genai-bundle run tiny-stories.genai "Once" --n 3 --max-tokens 20
   genai-bundle run tiny-stories.genai "Once" --temperature 0 --num-beams 4 --n 2 --json
+  genai-bundle run chat.genai "Is it red?" --choice yes --choice no
   genai-bundle run stories.genai "Once" --json --stats
   genai-bundle run stories.genai --prompt-file article.txt --speculate lookup --stats
   genai-bundle run stories.genai "Once" --device cuda --device-option device_id=1 --stats
@@ -69,6 +70,18 @@ def run(
     ] = None,
     *,
     options: dict[str, Any],
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE|JSON", help="Answer with JSON that this schema validates.")
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Answer with a text that matches the whole pattern.")
+    ] = None,
+    lark: Annotated[
+        Path | None, typer.Option("--grammar", metavar="FILE", help="Answer with a sentence of this Lark grammar.")
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Answer with this text or another --choice.")
+    ] = None,
     adapter: Annotated[
         str | None, typer.Option(metavar="NAME", help="Run with this one of the bundle's adapters.")
     ] = None,
@@ -114,9 +127,10 @@ def run(
 ) -> None:
     """Run a bundle: give it a prompt (or its other inputs) and print what it generates."""
     import genai_runner
-    from genai_bundle.cli import console, figures, values
+    from genai_bundle.cli import console, figures, form, values
     from genai_bundle.records import ADAPTER
 
+    formed = form.grammar(json_schema, regex, lark, choice)
     targets = [values.split("--output", text) for text in outputs or ()]
     settings: dict[str, Any] = {
         "variant": variant,
@@ -145,7 +159,7 @@ def run(
         given.update(_prompt(pipe, prompt, prompt_file, alone=not given))
         named = {ADAPTER: adapter, "speculate": speculate}
         chosen = {name: value for name, value in named.items() if value is not None}
-        request = {**options, **chosen, **given}
+        request = {**options, **chosen, **formed, **given}
 
         streamed = pipe.text_output
         result = _run(pipe.stream(**request), show=not json and streamed is not None)

@@ -9,6 +9,7 @@ result.text, result.tokens, result.finish_reason
 from genai_bundle.errors import BackendError, GenaiError, InvalidBundle, UsageError
 
 from .decode import Decoder
+from .grammar import Grammar
 from .loading import load
 from .metrics import Metrics
 from .pipeline import Pipeline, Session
@@ -22,6 +23,7 @@ __all__ = [
     "Decoder",
     "Event",
     "GenaiError",
+    "Grammar",
     "InvalidBundle",
     "Metrics",
     "Pipeline",

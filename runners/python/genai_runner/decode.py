@@ -23,7 +23,7 @@ from .body import Body
 from .expand import ids_name
 from .forking import forked
 from .metrics import Metrics
-from .processors import begin
+from .processors import begin, finished, restart
 from .sampling import sample
 from .sequences import TokenLogprob, logprob_of
 from .speculation import speculation
@@ -97,6 +97,7 @@ class Decoder:
         self._pending += added
         self.tokens += added
         self._prompt = len(self.tokens)
+        restart(self.processors, self.tokens)
         self._draws = self._request.env.draws.get(0, 0)  # the next draw is not the first one again
         self.stopped, self._stream, self.logprobs = False, self._new_stream(), []
         self._request.record.turn()
@@ -137,6 +138,7 @@ class Decoder:
         self._carried[self._ids] = np.array([[token]], np.int64)
         self._piece = self._stream.push(token) if self._stream else ""
         self.stopped = (token in self._eos and not options.ignore_eos) or bool(self._stream and self._stream.stopped)
+        self.stopped = self.stopped or finished(self.processors, self.tokens)
         if self.is_done:
             self._forget()
 

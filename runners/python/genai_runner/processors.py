@@ -28,7 +28,8 @@ Processor = Callable[[Sequence[int], Scores], Scores]
 
 The ids only ever grow by one a call, except after the decoder was rewound. One that has a method `begin(ids)` is told
 that the model is about to run for the scores that follow `ids`: it may prepare them in another thread. One that has a
-method `fork()` is asked for a copy where another answer goes on from here; others are shared.
+method `fork()` is asked for a copy where another answer goes on from here; others are shared. `restart(ids)` tells that
+a new answer begins behind `ids`; `is_finished(ids)` ends the answer.
 """
 
 
@@ -46,6 +47,20 @@ def begin(processors: Sequence[Processor], ids: Sequence[int]) -> None:
         told = getattr(processor, "begin", None)
         if told is not None:
             told(ids)
+
+
+def restart(processors: Sequence[Processor], ids: Sequence[int]) -> None:
+    """Tell those that want to know that a new answer begins behind `ids`."""
+    for processor in processors:
+        told = getattr(processor, "restart", None)
+        if told is not None:
+            told(ids)
+
+
+def finished(processors: Sequence[Processor], ids: Sequence[int]) -> bool:
+    """Whether one of them says that nothing can follow `ids`."""
+    asked = (getattr(processor, "is_finished", None) for processor in processors)
+    return any(one(ids) for one in asked if one is not None)
 
 
 def forked(processors: Sequence[Processor]) -> tuple[Processor, ...]:

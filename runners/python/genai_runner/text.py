@@ -20,7 +20,7 @@ from .chat import Message, render_chat
 
 __all__ = ["StopScanner", "TextCodec", "TextStream", "first_stop", "render_chat"]
 
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class TextCodec:
@@ -47,7 +47,9 @@ class TextCodec:
         self.eos = tuple(eos)
         self.special = dict(special or {})
         self._skipped = frozenset(t.content for t in self.tokenizer.get_added_tokens_decoder().values() if t.special)
-        self._pieces = _pieces_for(description.get("decoder"))
+        self.decoder: Mapping[str, Any] | None = description.get("decoder")
+        self.kept: dict[str, Any] = {}  # what others work out about this tokenizer, once
+        self._pieces = _pieces_for(self.decoder)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """The ids of `text`, with the tokenizer's own special tokens (`<s>`, `[CLS]`) unless told not to."""
@@ -119,7 +121,7 @@ class Pieces(Protocol):
         """What decoding everything so far gives beyond all that `push` returned. Changes nothing."""
 
 
-class _BytePieces:
+class BytePieces:
     """Byte-level tokens are bytes in disguise: what is certain ends with the last whole character."""
 
     def __init__(self, codec: TextCodec) -> None:
@@ -127,7 +129,7 @@ class _BytePieces:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id_: int) -> str:
-        return self._utf8.decode(_token_bytes(self._token(id_) or ""))
+        return self._utf8.decode(token_bytes(self._token(id_) or ""))
 
     def rest(self) -> str:
         waiting, _ = self._utf8.getstate()
@@ -153,7 +155,7 @@ class _WindowPieces:
         if token is None:
             return ""
         self._waiting.append(id_)
-        if _BYTE_TOKEN.fullmatch(token):
+        if BYTE_TOKEN.fullmatch(token):
             return ""
         window = self._context + self._waiting
         text = self._codec.decode(window)
@@ -167,7 +169,7 @@ class _WindowPieces:
         return self._codec.decode(self._context + self._waiting)[len(self._known) :] if self._waiting else ""
 
 
-class _WholePieces:
+class WholePieces:
     """For decoders that nothing is known about: whatever they do, only the end of the stream makes it certain."""
 
     def __init__(self, codec: TextCodec) -> None:
@@ -182,7 +184,7 @@ class _WholePieces:
         return self._codec.decode(self._ids)
 
 
-def _token_bytes(token: str) -> bytes:
+def token_bytes(token: str) -> bytes:
     """The bytes that a byte-level token stands for; a token with any other character stands for itself."""
     try:
         return bytes(map(_BYTES.__getitem__, token))
@@ -205,7 +207,7 @@ def _pieces_for(decoder: Mapping[str, Any] | None) -> Callable[[TextCodec], Piec
     parts = [] if decoder is None else decoder.get("decoders", [decoder])
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"]:
-        return _BytePieces
+        return BytePieces
     if not kinds or kinds in (["WordPiece"], ["Metaspace"], ["BPEDecoder"], ["CTC"]):
         return _WindowPieces
     # Then these, each token by itself; and once tokens are fused, nothing but stripping at the text's beginning.
@@ -213,7 +215,7 @@ def _pieces_for(decoder: Mapping[str, Any] | None) -> Callable[[TextCodec], Piec
     before, after = parts[:fuse], parts[fuse + 1 :]
     local = all(part["type"] in ("Replace", "ByteFallback", "Metaspace", "Strip") for part in before)
     leading = all(part["type"] == "Strip" and part.get("stop") == 0 for part in after)
-    return _WindowPieces if local and leading else _WholePieces
+    return _WindowPieces if local and leading else WholePieces
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int:
