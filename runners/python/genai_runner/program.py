@@ -33,6 +33,7 @@ class Program:
     """All that requests share. With `literal`, generate is executed as its expansion, without the decode engine.
 
     `trace` is told of what requests do, `prefixes` keeps what they computed. `load_s`: how long loading took.
+    `joint`: why sequences cannot run together, for each `generate` that was tried, see rows.py.
     """
 
     manifest: Manifest
@@ -43,3 +44,4 @@ class Program:
     trace: Trace | None = None
     prefixes: PrefixCache | None = None
     load_s: float = 0.0
+    joint: dict[str, str | None] = field(default_factory=dict)
