@@ -14,6 +14,7 @@ from .loading import load
 from .metrics import Metrics
 from .pipeline import Pipeline, Session
 from .results import Result, Stats, Stream, Usage
+from .scheduler import QueueFullError, Scheduler
 from .sequences import Sequence, TokenLogprob
 from .trace import ChromeTrace, Event
 
@@ -27,7 +28,9 @@ __all__ = [
     "InvalidBundle",
     "Metrics",
     "Pipeline",
+    "QueueFullError",
     "Result",
+    "Scheduler",
     "Sequence",
     "Session",
     "Stats",

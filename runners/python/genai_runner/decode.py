@@ -65,7 +65,7 @@ class Decoder:
         self.stopped = False
         self._eos = request.program.text.eos if request.program.text else ()
         self.processors = request.env.processors
-        self._stream = self._new_stream()
+        self._stream, self._whole = self._new_stream(), ""
 
     # -- the mid-level interface --------------------------------------------------------------------------------------
 
@@ -206,22 +206,29 @@ class Decoder:
 
     def run(self) -> Iterator[Emission]:
         """Generate to the end; each emission as soon as it exists."""
-        tokens, texts, streamed = self._outputs()
-        whole = ""
         while not self.is_done:
             yield from self._forward()
             if not self.new_tokens:
                 self.remember()  # for requests that come meanwhile
-            token = self._draw()
-            yield from self._emissions(tokens, token)
-            if self._piece:
-                yield from (Emission(output, self._piece) for output in streamed)
-            whole += self._piece
+            yield from self._take()
         self.remember()
+        yield from self._finish()
+
+    def _take(self) -> Iterator[Emission]:
+        """Draw the next token, and emit it and the text that is certain now."""
+        tokens, _, streamed = self._outputs()
+        yield from self._emissions(tokens, self._draw())
+        if self._piece:
+            yield from (Emission(output, self._piece) for output in streamed)
+        self._whole += self._piece
+
+    def _finish(self) -> Iterator[Emission]:
+        """Emit the rest of the text, and leave behind what the loop carries."""
+        _, texts, streamed = self._outputs()
         rest = self._stream.flush() if self._stream else ""
         for output in texts:
             if output not in streamed:
-                yield Emission(output, whole + rest)
+                yield Emission(output, self._whole + rest)
             elif rest:
                 yield Emission(output, rest)
         self._scope.update(self._carried)

@@ -220,7 +220,7 @@ class Request:
         self._depth -= 1
         scope.update(carried)
         if step.while_ or step.until:
-            self._finish(ended)
+            self.ended(ended)
 
     def _generate(self, step: Generate, scope: Scope) -> Iterator[Emission]:
         decoder = Decoder(self, step, scope)
@@ -236,9 +236,9 @@ class Request:
             self.new_tokens += decoder.new_tokens
             self.logprobs += decoder.logprobs
         self._depth -= 1
-        self._finish(decoder.stopped)
+        self.ended(decoder.stopped)
 
-    def _finish(self, ended: bool) -> None:
+    def ended(self, ended: bool) -> None:  # a loop has, by itself or by its bound
         if self._depth == 0:
             self.finish_reason = "stop" if ended else "length"
 

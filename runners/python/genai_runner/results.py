@@ -82,8 +82,11 @@ class Stream(Iterator[Value]):
     An interrupt (Ctrl-C) goes on to the caller, who still finds in `result` what there was until then.
     """
 
-    def __init__(self, request: Request, emissions: Iterator[Emission], output: str, text: str | None) -> None:
+    def __init__(
+        self, request: Request, emissions: Iterator[Emission], output: str, text: str | None, *, elsewhere: bool = False
+    ) -> None:
         self._request, self._output, self._text = request, output, text
+        self._elsewhere = elsewhere  # another thread runs the request, and ends `emissions` where it is cancelled
         self._emissions = emissions
         self._first: float | None = None
         self._ended: Result | Exception | None = None
@@ -94,7 +97,7 @@ class Stream(Iterator[Value]):
 
     def __next__(self) -> Value:
         try:
-            while not self._request.cancelled.is_set() and (emission := next(self._emissions, None)) is not None:
+            while self._goes_on and (emission := next(self._emissions, None)) is not None:
                 self._first = self._first or time.perf_counter()
                 self._request.collect(emission)
                 if emission.output == self._output:
@@ -111,6 +114,10 @@ class Stream(Iterator[Value]):
             raise
         self._end()
         raise StopIteration
+
+    @property
+    def _goes_on(self) -> bool:
+        return self._elsewhere or not self._request.cancelled.is_set()
 
     @property
     def result(self) -> Result:
