@@ -74,7 +74,7 @@ def min_versions(session: nox.Session) -> None:
     """The tests on the lowest versions that pyproject.toml allows."""
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    more = [requirement for name in ("audio", "chat", "image", "plot") for requirement in extras[name]]
+    more = [requirement for name in ("audio", "chat", "grammar", "image", "plot") for requirement in extras[name]]
     session.install("-e", ".[test]", *lowest(project["dependencies"] + more))
     session.run("pytest", *session.posargs)
 

@@ -13,16 +13,13 @@ SAMPLE = Path(__file__).parent / "tiny-stories.genai"
 
 
 def main(questions: list[str]) -> None:
-    messages: list[dict[str, str]] = []
     with genai_runner.load(SAMPLE) as pipe:
+        conversation = pipe.conversation(max_tokens=80, temperature=0)
         for question in questions:
-            messages.append({"role": "user", "content": question})
             print(f"> {question}")
-            stream = pipe.stream(messages=messages, max_tokens=80, temperature=0)
-            for piece in stream:
+            for piece in conversation.stream(question):
                 print(piece, end="", flush=True)
             print()
-            messages.append({"role": "assistant", "content": stream.result.text})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ result.text, result.tokens, result.finish_reason
 
 from genai_bundle.errors import BackendError, GenaiError, InvalidBundle, UsageError
 
+from .conversation import Conversation
 from .decode import Decoder
 from .grammar import Grammar
 from .loading import load
@@ -21,6 +22,7 @@ from .trace import ChromeTrace, Event
 __all__ = [
     "BackendError",
     "ChromeTrace",
+    "Conversation",
     "Decoder",
     "Event",
     "GenaiError",

@@ -12,7 +12,7 @@ for piece in pipe.stream("Once upon a time"):
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from genai_bundle.bundle import Bundle
@@ -21,6 +21,7 @@ from genai_bundle.manifest import Generate, Manifest
 
 from .arguments import split
 from .backends.base import Graph
+from .conversation import Conversation
 from .decode import Decoder
 from .interpreter import Request
 from .placement import Placement
@@ -105,6 +106,16 @@ class Pipeline:
     def session(self) -> Session:
         """A series of calls that keep the states declared with `scope: session`."""
         return Session(self)
+
+    def conversation(
+        self, system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
+    ) -> Conversation:
+        """Turns with a chat model, of which each is computed from where it differs from the ones before."""
+        return Conversation(self, system, tools, **options)
+
+    def remembering(self, prefixes: PrefixCache) -> Pipeline:
+        """The same pipeline, with a cache of its own of what requests have computed."""
+        return Pipeline(self.bundle, replace(self._program, prefixes=prefixes), self.backend_name)
 
     def generator(self, prompt: Value = None, /, **inputs_and_options: Value) -> Decoder:
         """The mid-level interface: everything before the pipeline's `generate` is run, the rest is the caller's."""
