@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import genai_runner
-from conftest import BACKENDS
+from conftest import BACKENDS, optional
 from genai_bundle.errors import UsageError
 from genai_runner.beams import search
 from genai_runner.options import Options
@@ -172,6 +173,16 @@ def test_a_processor_with_a_memory_is_copied_for_each_answer(path: Path) -> None
     assert [one.tokens[-1] for one in drawn] == [7] * 3
     found = pipe(ids=[1], num_beams=3, n=3, temperature=0, max_tokens=7, processors=[Counting()]).sequences
     assert {one.tokens[-1] for one in found} == {7}
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 4, "temperature": 0}, {"temperature": 1.2}], ids=str)
+def test_a_grammar_holds_for_every_answer(sample: Path, options: dict[str, Any]) -> None:
+    optional("llguidance", "grammar")
+    form = " (red|green|blue) (cat|dog)s?[.]"
+    grammar = genai_runner.Grammar.regex(form)
+    found = genai_runner.load(sample)(PROMPT, grammar=grammar, n=4, max_tokens=20, **options).sequences
+    assert len(found) == 4
+    assert all(re.fullmatch(form, one.text) and one.finish_reason == "stop" for one in found)
 
 
 SEVERAL = [{"n": 2, "temperature": 1.0}, {"best_of": 2, "temperature": 1.0}, {"num_beams": 2}]
