@@ -37,6 +37,15 @@ def test_json_has_every_time(bundle: Path) -> None:
     assert (found["ratios"], found["left_out"], done.err) == ([], [], "")
 
 
+def test_requests_at_once(sample: Path) -> None:
+    arguments = ["--backend", "onnxruntime", "--contexts", "20", "--batch", "1,3", *QUICK]
+    done = command("bench", sample, *arguments, "--json")
+    found = done.json["files"][str(sample)]
+    assert [(row["batch"], len(row["rounds"][0]["steps_s"])) for row in found["rows"]] == [(1, 3), (3, 3)]
+    assert found["left_out"] == []
+    assert found["rows"][1]["tokens_per_s"] == pytest.approx(3 / found["rows"][1]["step_s"])
+
+
 def test_contexts_are_those_that_fit(bundle: Path) -> None:
     found = command("bench", bundle, "--backend", "reference", *QUICK).out
     assert " 30 " in found  # half of what 64 positions leave
