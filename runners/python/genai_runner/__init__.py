@@ -14,6 +14,7 @@ from .grammar import Grammar
 from .loading import load
 from .metrics import Metrics
 from .pipeline import Pipeline, Session
+from .replies import Reply, ReplyFormat, ReplyStream, ToolCall
 from .results import Result, Stats, Stream, Usage
 from .scheduler import QueueFullError, Scheduler
 from .sequences import Sequence, TokenLogprob
@@ -31,6 +32,9 @@ __all__ = [
     "Metrics",
     "Pipeline",
     "QueueFullError",
+    "Reply",
+    "ReplyFormat",
+    "ReplyStream",
     "Result",
     "Scheduler",
     "Sequence",
@@ -38,6 +42,7 @@ __all__ = [
     "Stats",
     "Stream",
     "TokenLogprob",
+    "ToolCall",
     "Usage",
     "UsageError",
     "load",

@@ -96,8 +96,19 @@ class Conversation:
         self.messages = self.messages[:end]
 
     def settle(self, asked: Sequence[Message], result: Result) -> None:
-        """Take up what was asked and answered."""
-        self.messages = [*asked, {"role": "assistant", "content": result.text}]
+        """Take up what was asked and answered: with calls and reasoning apart, so that the template writes them."""
+        reply, answer = self._pipe.reply(result), dict[str, Any](role="assistant", content=result.text)
+        if reply.tool_calls or reply.reasoning:
+            answer["content"] = reply.content
+        if reply.reasoning:
+            answer["reasoning_content"] = reply.reasoning
+        if reply.tool_calls:
+            answer["tool_calls"] = [
+                {"type": "function", "function": {"name": one.name, "arguments": dict(one.arguments)}}
+                | ({"id": one.id} if one.id else {})
+                for one in reply.tool_calls
+            ]
+        self.messages = [*asked, answer]
 
     def _turn(self, messages: list[Message], options: Mapping[str, Any]) -> Turn:
         request: dict[str, Any] = {self._input: messages, **self.options, **options}

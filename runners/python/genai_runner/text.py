@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
@@ -77,6 +77,17 @@ class TextCodec:
         end = first_stop(text, stop)
         return text if end < 0 else text[:end]
 
+    def decode_keeping(self, ids: Sequence[int], names: Collection[str]) -> str:
+        """The text of `ids`, with those special tokens that `names` holds: what tells the parts of an answer apart."""
+        kept = {self.tokenizer.token_to_id(name): name for name in names if self.is_special(name)}
+        text, run = "", list[int]()
+        for id_ in ids:
+            if id_ in kept:
+                text, run = text + self.decode(run) + kept[id_], []
+            else:
+                run.append(id_)
+        return text + self.decode(run)
+
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """A new stream that turns ids into pieces of text, one at a time."""
         return TextStream(self, stop)
@@ -99,6 +110,10 @@ class TextCodec:
         """The token behind an id as decoding sees it: None for special ones and for ids that the vocabulary lacks."""
         token: str | None = self.tokenizer.id_to_token(_fitting(id_))
         return None if token in self._skipped else token
+
+    def is_special(self, token: str) -> bool:
+        """Whether decoding leaves this token out."""
+        return token in self._skipped
 
     def pieces(self) -> Pieces:
         """A fresh incremental decoder of the kind that this tokenizer needs."""
