@@ -56,7 +56,7 @@ def ask(run: Any, request: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("cache", [0, 1 << 20])
 @pytest.mark.parametrize(("backend", "variant"), FORMS)
-def test_r32_tokens_are_the_same_alone_and_in_any_mix(backend: str, variant: str, cache: int) -> None:
+def test_r34_tokens_are_the_same_alone_and_in_any_mix(backend: str, variant: str, cache: int) -> None:
     with genai_runner.load(SAMPLE, backend, variant=variant, prefix_cache=cache) as pipe:
         step = next(step for step in pipe.manifest.steps if isinstance(step, Generate))
         assert joint(pipe._program, step) is None

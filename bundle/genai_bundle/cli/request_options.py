@@ -31,6 +31,8 @@ ONE: Declared = {
     "stop": (list[str], "TEXT", "End before this text; may be repeated."),
     "logit_bias": (list[str], "ID=X", "Add X to the score of a token; may be repeated."),
     "bad_words": (list[str], "TEXT", "Never write this; may be repeated."),
+    "overflow": (str, "HOW", "'shift': let the oldest tokens go where the context is full; 'error' is the default."),
+    "overflow_keep": (int, "N", "With --overflow shift: keep this many of the first tokens."),
     "ignore_eos": (bool, "", "Go on behind the token that ends a text."),
 }
 """What shapes one answer."""

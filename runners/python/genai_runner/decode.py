@@ -20,6 +20,7 @@ from genai_bundle.manifest import Generate
 
 from .backends.base import Array
 from .body import Body
+from .context import free, room_for, to_run
 from .expand import ids_name
 from .forking import forked
 from .metrics import Metrics
@@ -33,8 +34,6 @@ from .values import Emission, Value
 if TYPE_CHECKING:
     from .beams import Found
     from .interpreter import Request, Scope
-
-DEFAULT_MAX_TOKENS = 256  # where neither the caller, the bundle nor a context sets a bound
 
 
 class Decoder:
@@ -56,7 +55,7 @@ class Decoder:
         self._prompt = len(self.tokens)
         request.prompt_tokens += self._prompt
         self._recall()
-        self.room = self._room()
+        self.room = room_for(self._body, request.options, len(self._pending))
         self._speculation = speculation(request, self._body, step, scope, self._ids)
         self._ahead: list[tuple[int, Array]] = []  # guesses that the states hold already, and the logits behind each
         self._draws = request.env.draws.get(0, 0)
@@ -93,7 +92,8 @@ class Decoder:
         """Add tokens that were not sampled: a user's next turn, or a forced answer. They count as prompt."""
         added = [int(token) for token in ids]
         self._forget()
-        self.room = self._room(len(added))  # first: a turn that does not fit leaves everything as it was
+        waiting = len(self._pending) + len(added)  # first: a turn that does not fit leaves everything as it was
+        self.room = room_for(self._body, self._request.options, waiting)
         self._pending += added
         self.tokens += added
         self._prompt = len(self.tokens)
@@ -152,6 +152,8 @@ class Decoder:
         states = self._body.states
         held = max((group.length for group in states if group.spec.tokens), default=0)
         before = held - (len(self.tokens) - len(self._pending))  # what a session held before this request
+        if before < 0:
+            raise UsageError("cannot rewind: the oldest tokens were let go", where=self._step.where)
         keep = length - 1  # the last token is run again: its logits are what comes next
         longer = [group for group in states if group.length > before + keep]
         for group in sorted(longer, key=lambda group: group.can_rewind(before + keep)):
@@ -257,6 +259,7 @@ class Decoder:
         if not self._pending:
             return
         began = time.perf_counter()
+        self._pending = to_run(self._body, self._request.options, self.tokens, self._pending)
         guesses = self._guess()
         begin(self.processors, self.tokens)
         for piece in self._body.pieces([*self._pending, *guesses]):
@@ -276,7 +279,8 @@ class Decoder:
         if self._speculation is None or self._logits is None or len(self._pending) != 1:
             return []
         most = [group.most - 1 for group in self._body.states if group.most]
-        room = min([self.room - len(self.new_tokens) - 1, *most])
+        left = free(self._body)
+        room = min([self.room - len(self.new_tokens) - 1, *most, *([] if left is None else [left - 1])])
         guesses = self._speculation.propose(self.tokens, room, self._logits.size)
         self._request.record.draft_tokens += len(guesses)
         return guesses
@@ -332,16 +336,3 @@ class Decoder:
             self._forget()
             held = len(self.tokens) - len(self._pending)
             prefixes.remember(self._body, self._request.arguments.adapter, self.tokens[:held])
-
-    def _room(self, added: int = 0) -> int:
-        """How many tokens may come: `max_tokens`, and what the context has left beside the prompt and `added` ids."""
-        asked = self._request.options.max_tokens
-        waiting = len(self._pending) + added
-        left = [g.capacity - g.length - waiting for g in self._body.states if g.capacity and g.spec.tokens]
-        if not left:
-            return DEFAULT_MAX_TOKENS if asked is None else asked
-        if min(left) <= 0:
-            context = min(g.capacity for g in self._body.states if g.capacity and g.spec.tokens)
-            message = f"the prompt of {waiting} tokens leaves no room in the context of {context}"
-            raise UsageError(message, hint="Shorten the prompt")
-        return min(left) if asked is None else min(asked, min(left))

@@ -22,7 +22,8 @@ from genai_bundle.signatures import signature
 
 from .arguments import Arguments
 from .backends.base import Array
-from .decode import DEFAULT_MAX_TOKENS, Decoder
+from .context import DEFAULT_MAX_TOKENS
+from .decode import Decoder
 from .disciplines import DISCIPLINES, Read
 from .expand import expand
 from .metrics import Recorder

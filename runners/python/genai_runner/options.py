@@ -14,6 +14,9 @@ import numpy as np
 
 from genai_bundle.errors import UsageError
 
+ERROR, SHIFT = "error", "shift"
+"""What becomes of a text that is longer than the context."""
+
 Word = str | tuple[int, ...]
 """What must not come: a text, or the ids that it is written with."""
 
@@ -46,6 +49,8 @@ class Options:
     diversity_penalty: float = 0.0
     length_penalty: float = 1.0
     early_stopping: bool | str = False
+    overflow: str = ERROR
+    overflow_keep: int = 0
 
     @property
     def several(self) -> bool:
@@ -162,6 +167,8 @@ _RULES: Mapping[str, _Rule] = {
     "num_beam_groups": _Rule("an integer of 1 (off) or more", _integer, _at_least(1)),
     "diversity_penalty": _Rule("a number of 0 (off) or more", _number, _at_least(0)),
     "length_penalty": _Rule("a finite number", _number, math.isfinite),
+    "overflow": _Rule("'error' or 'shift'", str, lambda v: v in (ERROR, SHIFT)),
+    "overflow_keep": _Rule("an integer of 0 or more", _integer, _at_least(0)),
     "early_stopping": _Rule("true, false or 'never'", _stopping, lambda v: v in (True, False, "never")),
 }
 OPTIONS = tuple(_RULES)

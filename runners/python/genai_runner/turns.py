@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from genai_bundle.manifest import Generate
 
 from .backends.base import Array
+from .context import to_run
 from .decode import Decoder
+from .options import SHIFT
 from .state import Saved
 from .values import Emission
 
@@ -23,10 +25,11 @@ class TurnDecoder(Decoder):
     @property
     def has_one_pending(self) -> bool:
         """Whether one token, the last, is all that its states lack."""
-        return len(self._pending) == 1 and not self._ahead
+        return len(self._pending) == 1 and not self._ahead and self._request.options.overflow != SHIFT
 
     def prefill(self, most: int, put: Callable[[Emission], None]) -> bool:
         """Run at most `most` of the pending tokens; whether all are run. What the body emits is put."""
+        self._pending = to_run(self._body, self._request.options, self.tokens, self._pending)
         if len(self._carried) == 1 and len(self._pending) > most:
             piece = self._body.pieces(self._pending[:most])[0]
             for emission in self._body.run(piece, self._carried):

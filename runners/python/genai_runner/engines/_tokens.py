@@ -15,7 +15,7 @@ from contextlib import closing
 from genai_bundle.bundle import Bundle
 from genai_bundle.errors import UsageError
 
-from ..decode import DEFAULT_MAX_TOKENS
+from ..context import DEFAULT_MAX_TOKENS
 from ..interfaces.config import SAID, GenerationConfig, bundle_config
 from ..interfaces.pipeline import (
     GeneratedSequence,
