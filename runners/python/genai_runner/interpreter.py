@@ -32,7 +32,7 @@ from .program import LoadedGraph, Program
 from .sequences import Sequence, TokenLogprob
 from .several import answers
 from .state import Group
-from .values import Emission, Value, conform, joined, literal, to_port
+from .values import Emission, Value, conform, joined, literal, to_port, truth
 
 Scope = ChainMap[str, Value]
 
@@ -242,10 +242,3 @@ class Request:
     def ended(self, ended: bool) -> None:  # a loop has, by itself or by its bound
         if self._depth == 0:
             self.finish_reason = "stop" if ended else "length"
-
-
-def truth(value: Value) -> bool:
-    """The condition of `if`, `while` and `until`: a bool, or whether an optional input was given."""
-    if isinstance(value, np.ndarray | np.bool_) and value.dtype == np.bool_:
-        return bool(value.all())
-    return value is not None

@@ -160,3 +160,10 @@ def conform(name: str, declared: Output, value: Value, where: str) -> Value:
 def same_kind(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
     """Numbers are cast between whole-number types and bool, or between floating types, and never across."""
     return (one.kind in "biu") == (other.kind in "biu") and one.kind in "biuf" and other.kind in "biuf"
+
+
+def truth(value: Value) -> bool:
+    """The condition of `if`, `while` and `until`: a bool, or whether an optional input was given."""
+    if isinstance(value, np.ndarray | np.bool_) and value.dtype == np.bool_:
+        return bool(value.all())
+    return value is not None
