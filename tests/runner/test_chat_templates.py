@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,13 @@ def test_t10_t13_every_template_renders_as_transformers_renders_it(shared: Path)
             compared += mine is not None
     assert looked_inside == LOOK_INSIDE
     assert compared > 200
+
+
+def test_what_a_caller_may_rely_on() -> None:
+    form = "(template: 'str', *, messages: 'Sequence[Message]', tools: 'Sequence[Mapping[str, Any]] | None' = None, "
+    assert (
+        str(inspect.signature(render_chat)) == form + "add_generation_prompt: 'bool' = True, **context: 'Any') -> 'str'"
+    )
 
 
 def test_t10_whitespace_is_trimmed_around_blocks() -> None:

@@ -81,7 +81,10 @@ class Body:
         for step in self._do:
             if not isinstance(step, Run) or self._logits not in step.outputs.values() or step.is_op:
                 continue
-            ports = self._request.program.graphs[step.target].ports
+            loaded = self._request.program.graphs.get(step.target)
+            if loaded is None:  # another stack runs it
+                break
+            ports = loaded.ports
             output = next(port for port, name in step.outputs.items() if name == self._logits)
             dim = ports.outputs[output].dims[-2] if len(ports.outputs[output].dims) > 1 else None
             if isinstance(dim, str) and step.literals.get(dim) == 1 and dim in ports.inputs:
