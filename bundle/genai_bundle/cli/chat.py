@@ -73,7 +73,7 @@ def chat(
     """Talk with a bundle that has a chat template. Type /help there for what else can be done.
 
     Ctrl-C stops an answer, Ctrl-D leaves. Without a terminal each line of stdin is a turn, and only answers are
-    printed. Line editing, history and lines of several rows come with the extra `chat`.
+    printed, without reasoning. Line editing, history and lines of several rows come with the extra `chat`.
     """
     import genai_runner
     from genai_bundle.cli import chat_talk, console

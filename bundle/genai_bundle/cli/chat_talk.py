@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from genai_bundle.errors import GenaiError, UsageError
 
 if TYPE_CHECKING:
     from genai_runner.pipeline import Pipeline
+    from genai_runner.replies import Reply, ReplyFormat
     from genai_runner.results import Result
 
 Message = dict[str, Any]
@@ -32,6 +33,7 @@ class Talk:
         self.options = dict(options)
         self.messages: list[Message] = []
         self._last: Result | None = None
+        self._form = _form(pipe)
 
     def take(self, line: str) -> None:
         """One line of the user's: a command, or something to answer. `//` begins what is no command."""
@@ -53,18 +55,28 @@ class Talk:
         stream = self._pipe.stream(**request)
         try:
             with console.interrupts(stream.cancel):
-                for piece in stream:
-                    self._screen.answer(piece)
+                for piece in shown(stream, self._form):
+                    self._show(piece)
         except KeyboardInterrupt:  # the second one: what there was until then is the answer
             pass
         finally:
             self._screen.answer("\n")
         result = self._last = stream.result
-        self.messages = [*messages, {"role": "assistant", "content": result.text}]
+        conversation = self._pipe.conversation()  # which keeps reasoning and calls apart for the template
+        conversation.settle(messages, result)
+        self.messages = [dict(message) for message in conversation.messages]
         if result.finish_reason == "cancelled":
             self._screen.note("interrupted; /retry asks again, /undo takes it back")
         if self._stats:
             self._screen.note(" · ".join(brief(result)))
+
+    def _show(self, piece: Reply) -> None:
+        """Reasoning is for who watches, and dimmed; calls of tools are lines."""
+        if self._screen.interactive:
+            self._screen.answer(piece.reasoning, dim=True)
+        self._screen.answer(piece.content)
+        for call in piece.tool_calls:
+            self._screen.answer(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})\n")
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -155,6 +167,26 @@ class Talk:
 
     def leave(self, _: str) -> None:
         raise Leave
+
+
+def _form(pipe: Pipeline) -> ReplyFormat:
+    from genai_runner.replies import ReplyFormat
+
+    text = pipe.manifest.text
+    return ReplyFormat.of_template(pipe.bundle.read(text.template).decode() if text and text.template else "")
+
+
+def shown(pieces: Iterable[str], form: ReplyFormat) -> Iterator[Reply]:
+    """An answer's text, taken apart as it comes where the bundle's template knows of parts."""
+    from genai_runner.replies import Reply, ReplyStream
+
+    if form == type(form)():
+        yield from (Reply(piece) for piece in pieces)
+        return
+    parts = ReplyStream(form)
+    for piece in pieces:
+        yield parts.push(piece)
+    yield parts.flush()
 
 
 def _value(text: str) -> Any:
