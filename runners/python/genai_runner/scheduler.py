@@ -7,8 +7,8 @@ with Scheduler(pipe) as scheduler:
         print(stream.result.text)
 
 Requests join and leave between steps. In each round every request that generates gets one token, by one run of the
-model for all of them where its graphs allow (rows.py), and one request whose prompt is not computed yet gets a piece of
-it computed. A request's tokens are the same alone and in any company.
+model for all of them where its graphs allow (rows.py), and pieces of prompts that are not computed yet are computed.
+A request's tokens are the same alone and in any company.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Scheduler:
     """Runs requests of one pipeline in a thread of its own.
 
     rows: requests that run at the same time, each with states of its own. waiting: requests that may wait for that.
-    chunk: tokens of a prompt that are computed in a round, while others generate.
+    chunk: tokens of prompts that are computed in a round, while others generate.
     """
 
     def __init__(self, pipe: Pipeline, *, rows: int = 16, waiting: int = 1024, chunk: int = 256) -> None:
@@ -135,7 +135,7 @@ class Scheduler:
                 self._rows.clear()
 
     def _round(self) -> None:
-        """A token for every request that is at it, and a piece of one prompt."""
+        """A token for every request that is at it, and pieces of prompts."""
         for task in [task for task in self._active if task.request.cancelled.is_set()]:
             self._end(task, None)
         self._prefill()
@@ -156,11 +156,12 @@ class Scheduler:
         self._changed.notify_all()
 
     def _prefill(self) -> None:
-        """One piece of one prompt; they take turns, within each priority."""
-        unready = [task for task in self._active if not task.wants_token]
-        if unready:
+        """Pieces of prompts, as many tokens as a round may take; they take turns, within each priority."""
+        left = self._chunk
+        while left > 0 and (unready := [task for task in self._active if not task.wants_token]):
             task = max(unready, key=lambda task: (task.priority, -task.turns, -task.number))
             self._go_on(task)
+            left -= task.cost
 
     def _go_on(self, task: Task) -> None:
         """Let a task work until it wants something again."""

@@ -70,7 +70,8 @@ class TurnDecoder(Decoder):
 class Task:
     """One request. `wants_token`: its prompt is computed, and the next turn is a token.
 
-    kind: requests of one kind may share a run. passed: how often later ones were let past it.
+    kind: requests of one kind may share a run. passed: how often later ones were let past it. cost: of the last turn,
+    in tokens of the prompt; another piece of work counts as a whole chunk.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Task:
         self.request, self.priority, self.number = request, priority, number
         self.passed = self.turns = 0
         self.wants_token = False
+        self.cost = chunk
         self.step: Generate
         self.decoder: TurnDecoder
         self._put, self._chunk = put, chunk
@@ -126,7 +128,10 @@ class Task:
     def _generate(self, step: Generate, scope: Scope) -> Iterator[None]:
         self.step, self.decoder = step, TurnDecoder(self.request, step, scope)
         decoder = self.decoder
-        while not decoder.is_done and not decoder.prefill(self._chunk, self._put):
+        while not decoder.is_done:
+            self.cost = max(1, min(self._chunk, len(decoder.tokens) - self.request.record.cached_tokens))
+            if decoder.prefill(self._chunk, self._put):
+                break
             yield
         decoder.remember()
         self.wants_token = True
