@@ -39,6 +39,14 @@ def test_choices_differ_and_begin_with_the_prompt(tmp_path: Path) -> None:
     assert all(line[8:].startswith("Once upon a time") for line in lines)
 
 
+def test_many_requests_give_what_they_give_alone(tmp_path: Path) -> None:
+    prompts = ["Once upon a time", "The sun"]
+    lines = run(EXAMPLES / "many.py", *prompts, cwd=tmp_path)
+    with genai_runner.load(SAMPLE) as pipe:
+        for prompt in prompts:
+            assert prompt + pipe(prompt, max_tokens=20, temperature=0).text in lines
+
+
 ENGINES = {"onnxruntime-genai": [pytest.mark.peers], "openvino-genai": [pytest.mark.peers, pytest.mark.torch]}
 
 

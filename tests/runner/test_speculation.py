@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import genai_runner
 from conftest import BACKENDS, SAMPLE
 from genai_runner import UsageError
 from genai_runner.speculation import WIDTHS, Lookup, Speculation
-from runner.tiny import counter
+from runner.tiny import COUNTER, bundle, counter
 
 PROMPTS = ("Once upon a time there was a cat. Once upon a time there was a", "The sun is red. The sun is")
 
@@ -54,6 +55,42 @@ def test_a_generator_rewinds_appends_and_forks_with_guesses_in_its_states() -> N
             third = [generator.generate_next_token() for _ in range(10)]
             results.append((first, second, third, [twin.generate_next_token() for _ in range(10)]))
     assert results[0] == results[1]
+
+
+NEXT = """
+draft (int64[batch, seq] ids, float[batch, 1, past, 1] p) =>
+      (float[batch, seq, 16] logits, float[batch, 1, total, 1] q)
+<int64 one = {1}, int64 fifth = {5}, int64 width = {16}, float[2] off_on = {0.0, 1.0}, int64[2] outer = {1, 3}>
+{
+    added = Add (ids, one)
+    cast = Cast <to = 1> (ids)
+    new = Unsqueeze (cast, outer)
+    q = Concat <axis = 2> (p, new)
+    wrapped = Mod (added, fifth)
+    logits = OneHot (wrapped, width, off_on)
+}
+"""
+"""Counts in a circle of five where the model's has eight, over a larger vocabulary: often right, and often wrong."""
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
+def test_a_draft_guesses_and_changes_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
+    plain = counter(tmp_path / "plain.genai")
+    with genai_runner.load(plain) as pipe:
+        expected = pipe([[1, 2, 3]], max_tokens=40, **options).tokens
+        manifest = json.loads(pipe.bundle.read("manifest.json"))
+    small = {"graph": "draft", "ports": {"p": "q"}, "axis": 2, "tokens": "ids", "capacity": 40}
+    generate = manifest["steps"][0]["generate"]
+    run = {"run": "draft", "in": {"ids": "ids"}, "out": {"logits": "guesses"}}
+    generate["draft"] = {"do": [run], "logits": "guesses"}
+    del manifest["files"], manifest["graphs"]
+    manifest["state"]["small"] = small
+    path = bundle(tmp_path / "drafted.genai", {"decoder": COUNTER, "draft": NEXT}, manifest)
+    with genai_runner.load(path) as pipe:
+        found = pipe([[1, 2, 3]], max_tokens=40, speculate="draft", **options)
+        twice = pipe([[1, 2, 3]], max_tokens=40, speculate="auto", **options)
+    assert found.tokens == twice.tokens == expected
+    assert found.metrics.spec_decode_num_draft_tokens > found.metrics.spec_decode_num_accepted_tokens
 
 
 def test_an_unknown_way_is_refused() -> None:

@@ -86,6 +86,9 @@ def test_the_model_s_tokens_are_what_they_were(drafted: Path) -> None:
         ids = torch.tensor([both.encode("A dog")])
         greedy = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20)[0]
         assert both("A dog", max_tokens=20, temperature=0).tokens == greedy[ids.shape[1] :].tolist()
+        guessed = both("A dog", max_tokens=20, temperature=0, speculate="draft")
+        assert guessed.tokens == greedy[ids.shape[1] :].tolist()
+        assert guessed.metrics.spec_decode_num_draft_tokens > 0
     shown = command("inspect", drafted / "both.genai").out
     assert "draft: logits guesses tokens" in shown
     with open_bundle(drafted / "both.genai") as bundle:
