@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from pathlib import Path
+
 import pytest
 
 import genai_runner
 from conftest import BACKENDS, SAMPLE
+from genai_bundle.manifest import Generate
+from genai_runner.arguments import Arguments
+from genai_runner.body import Body
+from genai_runner.interpreter import Request
+from genai_runner.prefix_cache import PrefixCache
+from runner.test_rows import recurrent
 
 TEXT = "Once upon a time there was a little girl who had a red ball. " * 3
 
@@ -50,3 +59,26 @@ def test_memory_stays_within_its_bound_and_the_oldest_goes_first() -> None:
         assert pipe(f"0 {TEXT}", max_tokens=1).stats.metrics.prefix_cache_hits == 0
         cache.clear()
         assert (len(cache), cache.nbytes) == (0, 0)
+
+
+def body_of(pipe: genai_runner.Pipeline) -> Body:
+    step = next(step for step in pipe.manifest.steps if isinstance(step, Generate))
+    return Body(Request(pipe._program, Arguments()), step.do, step.logits, ChainMap(), "ids")
+
+
+def test_what_one_adapter_computed_is_not_given_to_another() -> None:
+    with genai_runner.load(SAMPLE) as pipe:
+        cache, body, ids = PrefixCache(1 << 30), body_of(pipe), pipe.encode(TEXT)
+        with pytest.raises(StopIteration):
+            next(body.run(ids, {}))
+        cache.remember(body, "pirate", ids)
+        assert cache.recall(body_of(pipe), None, ids) == 0
+        assert cache.recall(body_of(pipe), "pirate", ids[:-1]) == cache.recall(body_of(pipe), "pirate", ids) > 0
+
+
+def test_recurrent_state_is_not_kept(tmp_path: Path) -> None:
+    with genai_runner.load(recurrent(tmp_path / "a.genai"), prefix_cache=1 << 20) as pipe:
+        for _ in range(2):
+            assert pipe([[1] * 40], max_tokens=2).metrics.prefix_cache_hits == 0
+        assert pipe.prefix_cache is not None
+        assert len(pipe.prefix_cache) == 0
