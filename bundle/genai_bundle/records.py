@@ -222,12 +222,16 @@ Step: TypeAlias = Run | Loop | If | Emit | Generate
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Member of the tokenizer, member of the chat template, ids that end a text, strings that the template reads."""
+    """Member of the tokenizer, member of the chat template, ids that end a text, strings that the template reads.
+
+    reply: what tells the parts of an answer apart, as the document has it; empty where an answer is content only.
+    """
 
     tokenizer: str
     template: str | None = None
     eos: tuple[int, ...] = ()
     special: Mapping[str, str] = field(default_factory=dict)
+    reply: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,14 +202,41 @@ def _state_changes(keys: Mapping[str, Node], updates: Iterable[Update]) -> dict[
 
 
 def parse_text(node: Node) -> Text:
-    keys = node.object(("tokenizer",), ("template", "eos", "special"))
+    keys = node.object(("tokenizer",), ("template", "eos", "special", "reply"))
     special = keys["special"].entries() if "special" in keys else {}
     return Text(
         tokenizer=_path(keys["tokenizer"]),
         template=_path(keys["template"]) if "template" in keys else None,
         eos=tuple(token.integer(0, 2**32 - 1) for token in keys["eos"].items()) if "eos" in keys else (),
         special={name: text.string() for name, text in special.items()},
+        reply=_reply(keys["reply"]) if "reply" in keys else {},
     )
+
+
+def _reply(node: Node) -> dict[str, Json]:
+    """What tells the parts of an answer apart: delimiters, or channels in their place."""
+    readers: dict[str, Callable[[Node], Json]] = {
+        "reasoning": lambda node: [text.string(1) for text in node.items(2, 2)],
+        "calls": _calls,
+        "channels": _channels,
+    }
+    found = {key: readers[key](value) for key, value in node.object((), readers).items()}
+    if "channels" in found and len(found) > 1:
+        node.refuse("`channels` tell all parts apart: nothing stands beside them", "M28")
+    return found
+
+
+def _calls(node: Node) -> dict[str, Json]:
+    found = {key: text.string(1) for key, text in node.object((), ("open", "close", "arguments")).items()}
+    if found and "open" not in found:
+        node.refuse("`close` and `arguments` need `open`", "M28")
+    return found
+
+
+def _channels(node: Node) -> dict[str, Json]:
+    keys = node.object(("begin", "message", "end"), ("reasoning", "calls"))
+    texts = {key: text.string(1) for key, text in keys.items() if key != "end"}
+    return {**texts, "end": [text.string(1) for text in keys["end"].items(1)]}
 
 
 def parse_generation(node: Node) -> dict[str, Json]:

@@ -118,12 +118,12 @@ def test_a_turn_computes_only_what_is_new(sample: Path) -> None:
 
 
 def test_parts_of_an_answer_are_told_apart() -> None:
-    form = ReplyFormat.of_template("{{ '<think></think>' }}<tool_call></tool_call>")
+    form = ReplyFormat(("<think>", "</think>"), "<tool_call>", "</tool_call>")
     text = '<think>hm, rain?</think>Wet.<tool_call>{"name": "look", "arguments": {"at": "sky"}}</tool_call>'
     found = sum(shown(text, form), Reply())
     assert (found.reasoning, found.content) == ("hm, rain?", "Wet.")
     assert [(call.name, call.arguments) for call in found.tool_calls] == [("look", {"at": "sky"})]
-    assert [piece.content for piece in shown(["a ", "b "], ReplyFormat())] == ["a ", "b "]
+    assert [piece.content for piece in shown(["a ", "b "], ReplyFormat())] == ["a ", "b ", ""]
 
 
 def test_help_names_every_command_and_two_slashes_are_one(bundle: Path) -> None:

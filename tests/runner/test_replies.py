@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import genai_runner
+from genai_bundle.builder.reply import reply_of
 from genai_runner.chat import render_chat
 from genai_runner.replies import Reply, ReplyFormat, ReplyStream, ToolCall
 from genai_runner.text import TextCodec
@@ -20,6 +21,14 @@ from runner import tokenizers_small as small
 HERMES = ReplyFormat(("<think>", "</think>"), "<tool_call>", "</tool_call>")
 NAMED = ReplyFormat(None, "[TOOL_CALLS]", "", "[ARGS]")
 BARE = ReplyFormat(None, "")
+CHANNELS = {
+    "begin": "<|channel|>",
+    "message": "<|message|>",
+    "end": ["<|end|>", "<|call|>", "<|return|>"],
+    "reasoning": "analysis",
+    "calls": "to=functions.",
+}
+HARMONY = ReplyFormat.declared({"channels": CHANNELS})
 ARGUMENTS = {"city": "Zürich", "days": 3, "units": ["C", "F"]}
 CALL = ToolCall("weather", ARGUMENTS)
 READ = {
@@ -53,12 +62,44 @@ def assistant_part(template: str) -> str | None:
     return text
 
 
+def form_of(template: str) -> ReplyFormat:
+    """What a build declares for it."""
+    return ReplyFormat.declared(reply_of(template).get("reply", {}))
+
+
+@pytest.mark.shared
+def test_messages_in_channels_that_a_template_writes_are_read_back(shared: Path) -> None:
+    template = (shared / "tokenizers" / "gpt-oss" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert reply_of(template) == {"reply": {"channels": CHANNELS}}
+    asked: list[dict[str, Any]] = [{"role": "user", "content": "How is the weather?"}]
+    call = {"name": "weather", "arguments": ARGUMENTS}
+    called = {"role": "assistant", "content": "I look it up.", "tool_calls": [call]}
+    told = {"role": "assistant", "content": "Wet.", "thinking": "It rains."}
+
+    def answer(*messages: dict[str, Any]) -> str:
+        before = render_chat(template, messages=asked)
+        whole = render_chat(template, messages=[*asked, *messages], add_generation_prompt=False)
+        assert whole.startswith(before)
+        return whole[len(before) :]
+
+    for text, expected in (
+        (answer(called), Reply("", "I look it up.", [CALL])),
+        (answer(told), Reply("Wet.")),
+        (answer(called, told), Reply("Wet.", "I look it up.", [CALL])),
+    ):
+        assert form_of(template).parse(text) == expected
+        stream = ReplyStream(HARMONY)
+        pieces = [*map(stream.push, text), stream.flush()]
+        assert sum(pieces, Reply()) == expected
+        assert len([piece for piece in pieces if piece.content or piece.reasoning]) > 3
+
+
 @pytest.mark.shared
 def test_calls_that_templates_write_are_read_back(shared: Path) -> None:
     read = set()
     for path in sorted((shared / "templates").glob("*.jinja")):
         template = path.read_text(encoding="utf-8")
-        form, text = ReplyFormat.of_template(template), assistant_part(template)
+        form, text = form_of(template), assistant_part(template)
         if form.calls is None or text is None:
             continue
         found = form.parse(text).tool_calls
@@ -98,7 +139,17 @@ def test_calls_that_templates_write_are_read_back(shared: Path) -> None:
         (BARE, '{"name": "f", "parameters": {"x": 1}}', Reply("", "", [ToolCall("f", {"x": 1})])),
         (BARE, '{"answer": 42}', Reply('{"answer": 42}')),
         (BARE, "It is {fine}.", Reply("It is {fine}.")),
-        (ReplyFormat(), "<think> [TOOL_CALLS]", Reply("<think> [TOOL_CALLS]")),
+        (ReplyFormat(), "<think> [TOOL_CALLS] ", Reply("<think> [TOOL_CALLS] ")),
+        (
+            HARMONY,
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.f-1 "
+            '<|constrain|>json<|message|>{"x": "<|channel|>"}<|call|>',
+            Reply("", "Hm.", [ToolCall("f-1", {"x": "<|channel|>"})]),
+        ),
+        (HARMONY, "<|channel|>commentary to=functions.f<|message|>{<|call|>", Reply("{")),
+        (HARMONY, "<|channel|>analysis<|message|>cut", Reply("", "cut")),
+        (HARMONY, "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|chan", Reply("", "a")),
+        (HARMONY, "no messages<|return|>", Reply("no messages")),
     ],
 )
 def test_parts_of_an_answer(form: ReplyFormat, text: str, expected: Reply) -> None:
@@ -118,10 +169,15 @@ PARTS = [
     "ab",
     "<",
     "{}",
+    *("<|channel|>", "analysis", "to=functions.f", "<|message|>", "<|end|>", "<|call|>"),
 ]
 
 
-@given(st.lists(st.sampled_from(PARTS), max_size=8), st.sampled_from([HERMES, NAMED, BARE]), st.data())
+@given(
+    st.lists(st.sampled_from(PARTS), max_size=8),
+    st.sampled_from([HERMES, NAMED, BARE, HARMONY, ReplyFormat()]),
+    st.data(),
+)
 def test_what_is_streamed_joins_to_the_whole(parts: list[str], form: ReplyFormat, data: st.DataObject) -> None:
     text = "".join(parts)
     whole, streamed = ReplyStream(form), ReplyStream(form)
@@ -142,14 +198,20 @@ def test_delimiters_that_are_special_tokens_are_kept_for_this() -> None:
     assert codec.decode_keeping(ids, ["</s>", "<s>"]) == "<s>cat</s>"
 
 
+def test_parts_between_special_tokens_are_told_apart_up_to_the_stop_string() -> None:
+    codec = TextCodec(small.tokenizer(small.BYTE_LEVEL), eos=[2], reply={"reasoning": ["<s>", "</s>"]})
+    ids = [1, *(int(codec.tokenizer.token_to_id(letter)) for letter in "ca"), 2, int(codec.tokenizer.token_to_id("t"))]
+    assert codec.reply(ids, codec.decode(ids)) == Reply("t", "ca")
+    assert codec.reply(ids, "ca", stop=["t"]) == Reply("", "ca")
+
+
 def test_a_conversation_keeps_the_parts_apart(sample: Path) -> None:
     with genai_runner.load(sample) as pipe:
         conversation = pipe.conversation(max_tokens=2)
         result = conversation.say("Hello")
+        assert result.reply == Reply(result.text)
         text = '<think>Hm.</think>Wait. <tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
-        codec = pipe._text
-        codec.template = "<think></think><tool_call></tool_call>"
-        conversation.settle([], replace(result, text=text))
+        conversation.settle([], replace(result, text=text, reply=HERMES.parse(text)))
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
     expected = {"role": "assistant", "content": "Wait.", "reasoning_content": "Hm.", "tool_calls": [call]}
     assert conversation.messages == [expected]

@@ -289,7 +289,7 @@ def noted(document: Any) -> Any:
 
 def valid_cases() -> Iterator[Case]:
     """Documents that every reader accepts."""
-    from . import adapters, drafts
+    from . import adapters, drafts, replies
 
     yield Case("small", "One graph, run once", SMALL, {"double.onnx": graph(DOUBLE)})
     yield Case("chat", "A chat model with a tuned variant and golden vectors", CHAT, CHAT_MEMBERS)
@@ -311,6 +311,7 @@ def valid_cases() -> Iterator[Case]:
     }  # fmt: skip
     yield Case("options", "Every default of a request", change(CHAT, ("generation", asked)), CHAT_MEMBERS)
     yield from adapters.valid()
+    yield from replies.valid()
     yield from drafts.valid()
     nothing = {"format": "1.0", "name": "nothing", "graphs": {}, "inputs": {}, "outputs": {}, "steps": []}
     yield Case("nothing", "All that is required, all of it empty", nothing)
@@ -326,10 +327,11 @@ def valid_cases() -> Iterator[Case]:
 
 def invalid_cases() -> Iterator[Case]:
     """Documents that every reader refuses, each by its rule."""
-    from . import adapters, drafts, grammar_faults, manifest_faults
+    from . import adapters, drafts, grammar_faults, manifest_faults, replies
 
     yield from manifest_faults.faults()
     yield from adapters.faults()
+    yield from replies.faults()
     yield from drafts.faults()
     yield from grammar_faults.faults()
 

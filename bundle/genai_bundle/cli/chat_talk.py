@@ -173,16 +173,13 @@ def _form(pipe: Pipeline) -> ReplyFormat:
     from genai_runner.replies import ReplyFormat
 
     text = pipe.manifest.text
-    return ReplyFormat.of_template(pipe.bundle.read(text.template).decode() if text and text.template else "")
+    return ReplyFormat.declared(text.reply if text else {})
 
 
 def shown(pieces: Iterable[str], form: ReplyFormat) -> Iterator[Reply]:
-    """An answer's text, taken apart as it comes where the bundle's template knows of parts."""
-    from genai_runner.replies import Reply, ReplyStream
+    """An answer's text, taken apart as it comes where the bundle declares parts."""
+    from genai_runner.replies import ReplyStream
 
-    if form == type(form)():
-        yield from (Reply(piece) for piece in pieces)
-        return
     parts = ReplyStream(form)
     for piece in pieces:
         yield parts.push(piece)

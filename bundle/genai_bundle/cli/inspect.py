@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from math import prod
@@ -81,6 +82,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
             for name, result in manifest.outputs.items()
         },
         "generation": dict(manifest.generation),
+        "reply": dict(manifest.text.reply) if manifest.text else {},
         "adapters": {name: _adapter(bundle, name) for name in manifest.adapters},
         "state": {name: _state(manifest, name) for name in manifest.state},
         "graphs": {name: _graph(bundle, name) for name in manifest.graphs},
@@ -154,6 +156,7 @@ def _print(facts: Mapping[str, Any], manifest: Manifest) -> None:
     rows += [("format", f"{facts['format']}, {facts['form']}, {console.human_size(facts['size'])}")]
     rows += [("requires", ", ".join(facts["requires"]))]
     rows += [("defaults", ", ".join(f"{key} {value}" for key, value in facts["generation"].items()))]
+    rows += [("reply", json.dumps(facts["reply"], ensure_ascii=False) if facts["reply"] else "")]
     for key, value in rows:
         if value:
             out.print(f"{key:<9} {value}", soft_wrap=True)  # a digest must stay in one piece, to be copied

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from genai_bundle.builder.reply import reply_of
 from genai_bundle.builder.text_assets import TextAssets, read_text_assets
 from genai_bundle.errors import SourceError
 from genai_bundle.importers.foreign import Section
@@ -37,6 +38,7 @@ class Text:
             return {}
         template = {"template": "chat_template.jinja"} if self.chat else {}
         named = {"tokenizer": "tokenizer.json", **template, "eos": list(self.eos), "special": dict(self.assets.special)}
+        named |= reply_of(self.assets.template)
         return {"text": named}
 
     def members(self) -> dict[str, Source]:

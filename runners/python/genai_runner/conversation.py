@@ -14,6 +14,7 @@ from genai_bundle.errors import UsageError
 
 from .chat import Message
 from .prefix_cache import PrefixCache
+from .replies import Reply
 from .results import Result, Stream
 from .values import Value
 
@@ -97,7 +98,7 @@ class Conversation:
 
     def settle(self, asked: Sequence[Message], result: Result) -> None:
         """Take up what was asked and answered: with calls and reasoning apart, so that the template writes them."""
-        reply, answer = self._pipe.reply(result), dict[str, Any](role="assistant", content=result.text)
+        reply, answer = result.reply or Reply(result.text), dict[str, Any](role="assistant", content=result.text)
         if reply.tool_calls or reply.reasoning:
             answer["content"] = reply.content
         if reply.reasoning:

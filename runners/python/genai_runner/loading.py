@@ -187,4 +187,4 @@ def codec_of(bundle: Bundle) -> TextCodec | None:
     if text is None:
         return None
     template = bundle.read(text.template).decode("utf-8") if text.template else None
-    return TextCodec(bundle.read(text.tokenizer), template, text.eos, text.special)
+    return TextCodec(bundle.read(text.tokenizer), template, text.eos, text.special, text.reply)

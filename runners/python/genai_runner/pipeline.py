@@ -27,7 +27,6 @@ from .interpreter import Request
 from .placement import Placement
 from .prefix_cache import PrefixCache
 from .program import Program
-from .replies import Reply, ReplyFormat
 from .results import Result, Stream, placements
 from .state import Group
 from .text import TextCodec
@@ -158,15 +157,6 @@ class Pipeline:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens. UsageError where the bundle has no tokenizer."""
         return self._text.decode(ids)
-
-    def reply(self, result: Result) -> Reply:
-        """The parts of a chat model's answer: content, reasoning, calls of tools. UsageError without a tokenizer.
-
-        The delimiters are those that the bundle's chat template shows; an answer without them is content.
-        """
-        form = ReplyFormat.of_template(self._text.template or "")
-        special = [name for name in form.delimiters if self._text.is_special(name)]
-        return form.parse(self._text.decode_keeping(result.tokens, special) if special else result.text)
 
     @property
     def _text(self) -> TextCodec:

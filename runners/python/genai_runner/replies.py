@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an answer of a chat model is made of: what it says, how it came to it, and the tools that it calls.
 
-Delimiters tell the parts apart. They stand in the chat template, which writes earlier answers with them, so that the
-template says which of them a model uses; a template that shows none gives answers that are content only.
+The bundle declares in `text.reply` what tells the parts apart: delimiters, or channels. An answer of a bundle that
+declares nothing is content only. Normative text: spec/pipeline.md, "Parts of an answer".
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,36 +37,59 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Channels:
+    """An answer of messages: header, `message`, body, one of `end`. `begin` stands before the channel's name.
+
+    reasoning: the channel that is reasoning. calls: what stands before a tool's name in the header of a call.
+    """
+
+    begin: str
+    message: str
+    end: tuple[str, ...]
+    reasoning: str | None = None
+    calls: str | None = None
+
+
+@dataclass(frozen=True)
 class ReplyFormat:
     """The delimiters of an answer's parts.
 
     reasoning: what stands before and behind it. calls: what stands before each call, or several in a list; "" where an
     answer that is a call is that and nothing else. calls_end: what stands behind, "" where the next call or the end
-    does. arguments: what stands between a name and its arguments, where a call is not one JSON object.
+    does. arguments: what stands between a name and its arguments, where a call is not one JSON object. channels: in
+    the place of all these.
     """
 
     reasoning: tuple[str, str] | None = None
     calls: str | None = None
     calls_end: str = ""
     arguments: str | None = None
+    channels: Channels | None = None
 
     @staticmethod
-    def of_template(template: str) -> ReplyFormat:
-        """What a chat template shows. Calls that are no JSON are not read: such an answer is content."""
-        pairs = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-        reasoning = next((pair for pair in pairs if pair[1] in template), None)
-        if "[TOOL_CALLS]" in template:
-            return ReplyFormat(reasoning, "[TOOL_CALLS]", "", "[ARGS]" if "[ARGS]" in template else None)
-        if "<tool_call>" in template and "<arg_key>" not in template and "<function=" not in template:
-            return ReplyFormat(reasoning, "<tool_call>", "</tool_call>")
-        if "<|python_tag|>" in template and '"parameters": ' in template:
-            return ReplyFormat(reasoning, "")
-        return ReplyFormat(reasoning)
+    def declared(reply: Mapping[str, Any]) -> ReplyFormat:
+        """A manifest's `text.reply`."""
+        if "channels" in reply:
+            given = reply["channels"]
+            return ReplyFormat(channels=Channels(**{**given, "end": tuple(given["end"])}))
+        before, behind = reply.get("reasoning", (None, None))
+        calls = reply.get("calls")
+        opened = None if calls is None else calls.get("open", "")
+        calls = calls or {}
+        reasoning = (before, behind) if before is not None else None
+        return ReplyFormat(reasoning, opened, calls.get("close", ""), calls.get("arguments"))
 
     @property
     def delimiters(self) -> tuple[str, ...]:
         """All of them: some are special tokens, which decoding leaves out unless told to keep them."""
+        if self.channels is not None:
+            return (self.channels.begin, self.channels.message, *self.channels.end)
         return tuple(filter(None, (*(self.reasoning or ()), self.calls, self.calls_end, self.arguments)))
+
+    @property
+    def plain(self) -> bool:
+        """Whether an answer is content and nothing else."""
+        return self == ReplyFormat()
 
     def parse(self, text: str) -> Reply:
         """The parts of a whole answer. Reasoning that has an end and no beginning was begun by the prompt."""
@@ -84,6 +108,74 @@ class ReplyStream:
     """
 
     def __init__(self, form: ReplyFormat, begun: bool = False) -> None:
+        self._parts = _Messages(form.channels) if form.channels else _Delimited(form, begun)
+        self._plain = form.plain
+
+    def push(self, piece: str) -> Reply:
+        """What is certain after this piece. A call comes when it is whole."""
+        return Reply(piece) if self._plain else self._parts.push(piece)
+
+    def flush(self) -> Reply:
+        """What was held back: the answer is over."""
+        return self._parts.flush()
+
+
+class _Messages:
+    """An answer of messages in channels."""
+
+    def __init__(self, form: Channels) -> None:
+        self._form = form
+        self._header: str | None = None  # of the message whose body it is in
+        self._waiting = ""
+        self._some = False
+
+    def push(self, piece: str) -> Reply:
+        self._waiting += piece
+        reply = Reply()
+        while (found := _first(self._waiting, self._borders())) is not None:
+            at, border = found
+            before, self._waiting = self._waiting[:at], self._waiting[at + len(border) :]
+            if self._header is None:
+                self._header, self._some = before, True
+            else:
+                reply += self._said(before)
+                self._header = None
+        if self._header is None or self._name(self._form.calls):
+            return reply
+        at = len(self._waiting) - _beginning(self._waiting, self._borders())
+        certain, self._waiting = self._waiting[:at], self._waiting[at:]
+        return reply + self._said(certain)
+
+    def flush(self) -> Reply:
+        """A header without a body says nothing; an answer without messages is content."""
+        rest, self._waiting = self._waiting, ""
+        if self._header is not None:
+            return self._said(rest)
+        ends = _first(rest, self._form.end)
+        return Reply() if self._some or self._form.begin in rest else Reply(rest[: ends[0]] if ends else rest)
+
+    def _borders(self) -> tuple[str, ...]:
+        return (self._form.message,) if self._header is None else self._form.end
+
+    def _said(self, body: str) -> Reply:
+        tool = self._name(self._form.calls)
+        arguments = _json(body) if tool else None
+        if tool and isinstance(arguments, dict):
+            return Reply(tool_calls=[ToolCall(tool, arguments)])
+        thought = self._form.reasoning is not None and self._name(self._form.begin) == self._form.reasoning
+        return Reply(reasoning=body) if thought and not tool else Reply(body)
+
+    def _name(self, before: str | None) -> str:
+        """What the header names behind `before`, "" where it does not."""
+        _, found, rest = (self._header or "").partition(before) if before else ("", "", "")
+        name = re.match(r"[\w.-]*", rest, re.ASCII) if found else None
+        return name[0] if name else ""
+
+
+class _Delimited:
+    """An answer whose parts stand between delimiters."""
+
+    def __init__(self, form: ReplyFormat, begun: bool) -> None:
         self._form = form
         self._part = "reasoning" if begun else "content"
         self._waiting = ""  # text that belongs to no part yet
@@ -91,10 +183,9 @@ class ReplyStream:
         self._some = {"content": False, "reasoning": False}
 
     def push(self, piece: str) -> Reply:
-        """What is certain after this piece. A call comes when it is whole."""
         self._waiting += piece
         reply = Reply()
-        while (found := self._border()) is not None:
+        while (found := _first(self._waiting, self._borders())) is not None:
             at, border = found
             before, self._waiting = self._waiting[:at], self._waiting[at + len(border) :]
             reply += self._called(before, border) if self._part == "call" else self._said(before)
@@ -106,7 +197,6 @@ class ReplyStream:
         return reply + self._said(certain)
 
     def flush(self) -> Reply:
-        """What was held back: the answer is over."""
         rest, self._waiting = self._waiting, ""
         return self._called(rest, "") if self._part == "call" or self._may_be_call(rest) else self._said(rest)
 
@@ -118,10 +208,6 @@ class ReplyStream:
         if self._part == "call":
             return tuple(filter(None, (form.calls_end or form.calls,)))
         return tuple(filter(None, (form.reasoning and form.reasoning[0], form.calls)))
-
-    def _border(self) -> tuple[int, str] | None:
-        found = [(at, one) for one in self._borders() if (at := self._waiting.find(one)) >= 0]
-        return min(found, default=None)
 
     def _behind(self, border: str) -> str:
         if self._form.reasoning and border == self._form.reasoning[0]:
@@ -151,6 +237,11 @@ class ReplyStream:
         self._part = "content"  # no call after all: nothing of it is lost
         end = border if border == self._form.calls_end else ""
         return self._said(f"{self._form.calls}{text}{end}")
+
+
+def _first(text: str, borders: tuple[str, ...]) -> tuple[int, str] | None:
+    """The first delimiter in `text`, and where it is."""
+    return min(((at, one) for one in borders if (at := text.find(one)) >= 0), default=None)
 
 
 def _beginning(text: str, borders: tuple[str, ...]) -> int:

@@ -11,6 +11,7 @@ from .interpreter import Cancelled, Request
 from .metrics import Metrics
 from .placement import Placement
 from .program import Program
+from .replies import Reply
 from .sequences import Sequence
 from .values import Emission, Value
 
@@ -55,6 +56,7 @@ class Result:
     outputs: every declared output: ndarray, str or bytes; None for one that was never emitted.
     sequences: all answers, best first where they were chosen by a score; text, tokens and finish_reason are those of
     the first.
+    reply: the parts of the text, where the bundle has a chat template: content, reasoning, calls of tools.
     """
 
     text: str
@@ -64,6 +66,7 @@ class Result:
     usage: Usage
     stats: Stats
     sequences: list[Sequence] = field(default_factory=list)
+    reply: Reply | None = None
 
     @property
     def metrics(self) -> Metrics:
@@ -140,6 +143,7 @@ class Stream(Iterator[Value]):
             self._emissions.close()
         outputs, tokens = request.outputs(), request.new_tokens
         text, reason = outputs.get(self._text or "") or "", request.finish_reason
+        codec = request.program.text
         logprobs = None if request.options.logprobs is None else tuple(request.logprobs)
         sequences = request.sequences or [Sequence(text, list(tokens), reason, logprobs)]
         usage = Usage(request.prompt_tokens, sum(len(one.tokens) for one in sequences))
@@ -157,6 +161,7 @@ class Stream(Iterator[Value]):
             usage=usage,
             stats=Stats(*times, placements(request.program), found),
             sequences=sequences,
+            reply=codec.reply(tokens, text, request.options.stop) if codec and codec.template is not None else None,
         )
         request.release()
         request.record.finish(found, request.finish_reason)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from genai_bundle.errors import GenaiError, UsageError
 
 from .chat import Message, render_chat
+from .replies import Reply, ReplyFormat
 
 __all__ = ["StopScanner", "TextCodec", "TextStream", "first_stop", "render_chat"]
 
@@ -32,6 +33,7 @@ class TextCodec:
         template: str | None = None,
         eos: Iterable[int] = (),
         special: Mapping[str, str] | None = None,
+        reply: Mapping[str, Any] | None = None,
     ) -> None:
         """Raises GenaiError where the tokenizer cannot be read."""
         try:
@@ -46,6 +48,7 @@ class TextCodec:
         self.template = template
         self.eos = tuple(eos)
         self.special = dict(special or {})
+        self.form = ReplyFormat.declared(reply or {})
         self._skipped = frozenset(t.content for t in self.tokenizer.get_added_tokens_decoder().values() if t.special)
         self.decoder: Mapping[str, Any] | None = description.get("decoder")
         self.kept: dict[str, Any] = {}  # what others work out about this tokenizer, once
@@ -87,6 +90,15 @@ class TextCodec:
             else:
                 run.append(id_)
         return text + self.decode(run)
+
+    def reply(self, ids: Sequence[int], text: str, stop: Sequence[str] = ()) -> Reply:
+        """The parts of an answer: its ids, and their text up to the first stop string."""
+        special = [name for name in self.form.delimiters if self.is_special(name)]
+        if special:
+            text = self.decode_keeping(ids, special)
+            end = first_stop(text, stop)
+            text = text if end < 0 else text[:end]
+        return self.form.parse(text)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """A new stream that turns ids into pieces of text, one at a time."""

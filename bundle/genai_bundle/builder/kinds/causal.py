@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from genai_bundle.builder.checkpoint import UNLIMITED, Checkpoint
 from genai_bundle.builder.kinds import Evidence
 from genai_bundle.builder.parity import TOLERANCE
+from genai_bundle.builder.reply import reply_of
 
 if TYPE_CHECKING:
     from genai_bundle.builder.exporters import Export
@@ -100,6 +101,7 @@ def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mappin
             **({"template": "chat_template.jinja"} if text.template is not None else {}),
             "eos": list(text.eos),
             "special": dict(text.special),
+            **reply_of(text.template),
         },
         "generation": dict(checkpoint.generation),
     }
