@@ -21,7 +21,12 @@ WORDS = "Once upon a time a small boat went down the river, and {} people stood 
 class Ours:
     def __init__(self, side: Side) -> None:
         self._pipe = genai_runner.load(
-            side.source, side.backend, variant=side.variant, precision=side.precision, threads=side.threads
+            side.source,
+            side.backend,
+            variant=side.variant,
+            precision=side.precision,
+            threads=side.threads,
+            saved_prefixes=False,
         )
 
     def facts(self) -> dict[str, Any]:

@@ -47,7 +47,9 @@ def measure_fast(path: Path) -> dict[str, str]:
 def _run(path: Path, form: Form, precision: str | None) -> Sequence[Array] | None:
     """The scores of all expected ids' places; None where the engine is missing, or the weights are not quantised."""
     try:
-        pipeline = load(path, form.backend, device=form.device, variant=form.variant, precision=precision)
+        pipeline = load(
+            path, form.backend, device=form.device, variant=form.variant, precision=precision, saved_prefixes=False
+        )
     except UsageError:
         return None
     with pipeline:

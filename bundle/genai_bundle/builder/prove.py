@@ -304,7 +304,10 @@ def _load(path: Path, form: Form) -> Pipeline | None:
     """The pipeline, or None where a variant's backend is not installed here. The portable form always runs."""
     large = _is_large(path, form.variant)
     try:
-        return load(path, form.backend, device=form.device, variant=form.variant, precision="exact", low_memory=large)
+        return load(
+            path, form.backend, device=form.device, variant=form.variant, precision="exact", low_memory=large,
+            saved_prefixes=False,
+        )  # fmt: skip
     except UsageError:
         if form.variant == PORTABLE:
             raise

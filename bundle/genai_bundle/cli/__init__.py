@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from genai_bundle import __version__
-from genai_bundle.cli import backends, bench, build, chat, diff, export, inspect, pack, run, unpack, verify
+from genai_bundle.cli import backends, bench, build, chat, diff, export, inspect, pack, prefill, run, unpack, verify
 from genai_bundle.errors import GenaiError
 
 INTERRUPTED = 130
@@ -71,7 +71,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, chat, build, inspect, verify, unpack, pack, export, diff, backends, bench):
+for command in (run, chat, build, inspect, verify, unpack, pack, export, diff, backends, bench, prefill):
     command.register(app)
 
 _state = {"debug": False}

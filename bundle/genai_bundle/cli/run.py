@@ -116,6 +116,9 @@ def run(
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Threads of the engine; by default the cores it may use.")
     ] = None,
+    no_saved_prefixes: Annotated[
+        bool, typer.Option("--no-saved-prefixes", help="Do not use what `prefill` has kept.")
+    ] = False,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Use weights in place: less memory, slower steps.")
     ] = False,
@@ -149,6 +152,7 @@ def run(
     with ExitStack() as stack:
         if trace is not None:
             settings["trace"] = stack.enter_context(genai_runner.ChromeTrace(trace))
+        settings["saved_prefixes"] = not no_saved_prefixes
         with console.phases("loading"):  # the first time, what the engine computes is tried
             pipe = stack.enter_context(genai_runner.load(file, backend=backend, **settings))
         manifest = pipe.manifest
@@ -250,7 +254,7 @@ def _prompt(pipe: Pipeline, prompt: str | None, file: Path | None, *, alone: boo
         if sys.stdin is None or sys.stdin.isatty():
             console.note("no prompt given: starting from an empty one")
             return {name: ""}
-        return {name: _one_line_less(sys.stdin.read())}
+        return {name: values.one_line_less(sys.stdin.read())}
     if name is None:
         raise UsageError(
             f"'{manifest.name}' has no prompt", hint=f"Use --input with: {', '.join(manifest.inputs) or 'nothing'}"
@@ -260,12 +264,7 @@ def _prompt(pipe: Pipeline, prompt: str | None, file: Path | None, *, alone: boo
             name: values.parse(name, manifest.inputs[name], prompt) if manifest.inputs[name].type != "text" else prompt
         }
     assert file is not None
-    return {name: _one_line_less(sys.stdin.read() if str(file) == "-" else values.read_text(file))}
-
-
-def _one_line_less(text: str) -> str:
-    """`text` without the newline that editors and `echo` put at its end."""
-    return text.removesuffix("\n").removesuffix("\r")
+    return {name: values.one_line_less(sys.stdin.read() if str(file) == "-" else values.read_text(file))}
 
 
 def _print_json(result: Result, facts: dict[str, Any] | None, *, answers: bool) -> None:

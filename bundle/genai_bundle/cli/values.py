@@ -189,3 +189,8 @@ def shown(value: Any) -> str:
     if value.size <= 16:
         return f"{kind} {json.dumps(jsonable(value))}"
     return f"{kind} from {value.min():g} to {value.max():g}" if value.dtype.kind in "fiu" else kind
+
+
+def one_line_less(text: str) -> str:
+    """`text` without the newline that editors and `echo` put at its end."""
+    return text.removesuffix("\n").removesuffix("\r")

@@ -230,12 +230,11 @@ def _golden_on(file: Path, backend: str, variant: str, asked: Asked) -> Iterator
     from genai_bundle.cli.console import phases
     from genai_runner.verify import run_tests, score_gaps
 
+    how: dict[str, Any] = {"device": asked.device, "precision": asked.precision, "saved_prefixes": False}
     try:
         with (
             phases(f"golden vectors on {backend}, {variant}"),
-            genai_runner.load(
-                file, backend=backend, variant=variant, device=asked.device, precision=asked.precision
-            ) as pipe,
+            genai_runner.load(file, backend=backend, variant=variant, **how) as pipe,
         ):
             results = list(run_tests(pipe))
             gaps = score_gaps(pipe, asked.scores) if asked.backend == ALL else {}

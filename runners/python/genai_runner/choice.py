@@ -147,7 +147,7 @@ def _needless(bundle: Bundle, passed: bool, *, alone: bool) -> str:
 def _measure(bundle: Bundle, load: Load, backend: str, variant: str, options: Mapping[str, Any]) -> Figure:
     try:
         began = time.perf_counter()
-        with load(bundle.path, backend, **{**options, "variant": variant}) as pipe:
+        with load(bundle.path, backend, saved_prefixes=False, **{**options, "variant": variant}) as pipe:
             load_s = time.perf_counter() - began
             difference = _check(pipe, load, backend, {**options, "variant": variant})
             prefill_s, step_s = _times(pipe)
@@ -163,7 +163,7 @@ def _check(pipe: Pipeline, load: Load, backend: str, options: Mapping[str, Any])
     """
     fast = any(place.precision == "fast" for place in pipe.placements.values())
     if fast and any(test.fast is None for test in pipe.manifest.tests):
-        with load(pipe.bundle.path, backend, **{**options, "precision": "exact"}) as exact:
+        with load(pipe.bundle.path, backend, saved_prefixes=False, **{**options, "precision": "exact"}) as exact:
             return _check(exact, load, backend, options)
     largest = None
     for result in run_tests(pipe):

@@ -74,6 +74,11 @@ class Decoder:
         return self.tokens[self._prompt :]
 
     @property
+    def body(self) -> Body:
+        """What it runs, and the states."""
+        return self._body
+
+    @property
     def prompt_length(self) -> int:
         """How many of `tokens` are the prompt."""
         return self._prompt
@@ -322,10 +327,13 @@ class Decoder:
         return text.stream(options.stop) if text and wanted else None
 
     def _recall(self) -> None:
-        """Take from the cache what earlier requests have computed for the beginning of this prompt."""
-        prefixes = self._request.program.prefixes
-        if prefixes is not None and len(self._carried) == 1:
-            held = prefixes.recall(self._body, self._request.arguments.adapter, self.tokens)
+        """Take from the cache, or a file, what was computed before for the beginning of this prompt."""
+        program, adapter, held = self._request.program, self._request.arguments.adapter, 0
+        if len(self._carried) == 1:
+            if program.prefixes is not None:
+                held = program.prefixes.recall(self._body, adapter, self.tokens)
+            if program.saved is not None:
+                held = program.saved.recall(self._body, adapter, self.tokens, held)
             self._pending = self.tokens[held:]
             self._request.record.cached_tokens = held
 

@@ -28,6 +28,7 @@ from .pipeline import Pipeline
 from .placement import Placement, check_precision, precision_of
 from .prefix_cache import PrefixCache
 from .program import LoadedGraph, Program
+from .saved_prefixes import SavedPrefixes
 from .text import TextCodec
 from .trace import Trace
 
@@ -49,6 +50,7 @@ def load(
     literal: bool = False,
     trace: Trace | None = None,
     prefix_cache: int = 0,
+    saved_prefixes: bool = True,
 ) -> Pipeline:
     """Open a bundle (file or folder) and load its graphs.
 
@@ -64,6 +66,7 @@ def load(
     verify: check the digests of all members first, weights too (reads the whole file).
     literal: execute `generate` as the loop that defines it; slow, for tests of runners.
     prefix_cache: bytes in which to keep what requests have computed, for others whose prompts begin alike.
+    saved_prefixes: use what `genai-bundle prefill` has computed for this bundle, see saved_prefixes.py.
     trace: called with each `Event` of every request: what ran when, and for how long; see trace.py.
 
     Raises InvalidBundle before any engine sees a byte of a bundle that breaks a rule; UsageError for an unknown
@@ -85,6 +88,7 @@ def load(
         found = choice.figures(path, load, variant=None if variant == AUTO else variant, **settings)
         best = choice.chosen(found)
         rest: dict[str, Any] = {"verify": verify, "literal": literal, "trace": trace, "prefix_cache": prefix_cache}
+        rest["saved_prefixes"] = saved_prefixes
         pipeline = load(path, best.backend, variant=best.variant, **rest, **settings)
         pipeline.figures = tuple(found)
         return pipeline
@@ -104,6 +108,8 @@ def load(
         program = Program(bundle.manifest, graphs, codec_of(bundle), literal, read_adapters(bundle), trace)
         prefixes = PrefixCache(prefix_cache) if prefix_cache else None
         program = replace(program, load_s=time.perf_counter() - began, prefixes=prefixes)
+        if saved_prefixes and not literal:
+            program = replace(program, saved=_saved(bundle, engine, graphs))
     except BaseException:
         bundle.close()
         raise
@@ -132,6 +138,17 @@ def _load_graphs(
 
 def _with_precision(wanted: str | None, options: LoadOptions, model: ModelProto) -> LoadOptions:
     return replace(options, precision=precision_of(model, wanted))
+
+
+def _saved(bundle: Bundle, engine: Backend, graphs: Mapping[str, LoadedGraph]) -> SavedPrefixes | None:
+    """None where an engine tells no version: what it computed could not be told from what another one does."""
+    places = {name: one.place for name, one in graphs.items()}
+    engines = {place.backend: find_backend(place.backend) for place in places.values() if place.backend != engine.name}
+    versions = {one.name: getattr(one, "version", None) for one in (engine, *engines.values())}
+    if not all(versions.values()):
+        return None
+    how = {name: [one.variant, one.file, one.backend, one.device, one.precision] for name, one in places.items()}
+    return SavedPrefixes({"bundle": bundle.id, "backend": engine.name, "versions": versions, "graphs": how})
 
 
 def _load_graph(bundle: Bundle, name: str, choice: Choice) -> LoadedGraph:

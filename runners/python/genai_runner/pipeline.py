@@ -28,6 +28,7 @@ from .placement import Placement
 from .prefix_cache import PrefixCache
 from .program import Program
 from .results import Result, Stream, placements
+from .saved_prefixes import SavedPrefixes
 from .state import Group
 from .text import TextCodec
 from .values import Value
@@ -133,6 +134,11 @@ class Pipeline:
     def prefix_cache(self) -> PrefixCache | None:
         """What earlier requests have computed, where `load` was told to keep it."""
         return self._program.prefixes
+
+    @property
+    def saved_prefixes(self) -> SavedPrefixes | None:
+        """What `prefill` left in files for this bundle, engine and way of loading, unless `load` was told not to."""
+        return self._program.saved
 
     @property
     def prompt_input(self) -> str | None:

@@ -13,6 +13,7 @@ from .adapters import Adapters
 from .backends.base import Graph
 from .placement import Placement
 from .prefix_cache import PrefixCache
+from .saved_prefixes import SavedPrefixes
 from .text import TextCodec
 from .trace import Trace
 
@@ -32,7 +33,8 @@ class LoadedGraph:
 class Program:
     """All that requests share. With `literal`, generate is executed as its expansion, without the decode engine.
 
-    `trace` is told of what requests do, `prefixes` keeps what they computed. `load_s`: how long loading took.
+    `trace` is told of what requests do, `prefixes` keeps what they computed, `saved` what `prefill` did.
+    `load_s`: how long loading took.
     `joint`: why sequences cannot run together, for each `generate` that was tried, see rows.py.
     """
 
@@ -43,5 +45,6 @@ class Program:
     adapters: Adapters = field(default_factory=Adapters)
     trace: Trace | None = None
     prefixes: PrefixCache | None = None
+    saved: SavedPrefixes | None = None
     load_s: float = 0.0
     joint: dict[str, str | None] = field(default_factory=dict)

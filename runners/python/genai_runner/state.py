@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -137,9 +138,13 @@ class Group(ABC):
         return np.ones((1, total), np.int64)
 
     def _zeros(self, port: str, length: int | None) -> Array:
-        """Zeros in the port's shape: one request, hence 1 for each open dim, and `length` on the state's axis."""
+        """Zeros in the port's form."""
+        return np.zeros(*self.form(port, length))
+
+    def form(self, port: str, length: int | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """The port's shape: one request, hence 1 for each open dim, and `length` on the state's axis; and its type."""
         found = self._ports.inputs[port]
         dims = [d if isinstance(d, int) else 1 for d in found.dims]
         if length is not None:
             dims[self.spec.axis] = length
-        return np.zeros(dims, DTYPES[found.dtype])
+        return tuple(dims), np.dtype(DTYPES[found.dtype])
