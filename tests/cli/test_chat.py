@@ -18,8 +18,6 @@ from pathlib import Path
 import pytest
 
 from cli.samples import command, doubler, talker
-from genai_bundle.cli.chat_talk import shown
-from genai_runner.replies import Reply, ReplyFormat
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\r")
 
@@ -115,15 +113,6 @@ def test_a_turn_computes_only_what_is_new(sample: Path) -> None:
     assert "cached" not in first
     assert int(re.findall(r"(\d+) cached", second)[0]) >= 32
     assert command("chat", sample, *options[:4], "--cache", "0", stdin=lines).out == done.out
-
-
-def test_parts_of_an_answer_are_told_apart() -> None:
-    form = ReplyFormat(("<think>", "</think>"), "<tool_call>", "</tool_call>")
-    text = '<think>hm, rain?</think>Wet.<tool_call>{"name": "look", "arguments": {"at": "sky"}}</tool_call>'
-    found = sum(shown(text, form), Reply())
-    assert (found.reasoning, found.content) == ("hm, rain?", "Wet.")
-    assert [(call.name, call.arguments) for call in found.tool_calls] == [("look", {"at": "sky"})]
-    assert [piece.content for piece in shown(["a ", "b "], ReplyFormat())] == ["a ", "b ", ""]
 
 
 def test_help_names_every_command_and_two_slashes_are_one(bundle: Path) -> None:

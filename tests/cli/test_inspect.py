@@ -15,9 +15,10 @@ from runner.tiny import bundle as write
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return talker(
-        tmp_path_factory.mktemp("inspect") / "talker.genai", source={"repo": "a/b", "exporter": {"name": "hand"}}
-    )
+    reply = {"calls": {"open": "[CALL]"}}
+    text = {"tokenizer": "tokenizer.json", "template": "chat.jinja", "eos": [0], "reply": reply}
+    source = {"repo": "a/b", "exporter": {"name": "hand"}}
+    return talker(tmp_path_factory.mktemp("inspect") / "talker.genai", source=source, text=text)
 
 
 def test_the_summary_names_what_a_person_asks_for(bundle: Path) -> None:
@@ -27,7 +28,7 @@ def test_the_summary_names_what_a_person_asks_for(bundle: Path) -> None:
         "talker", "counts to seven", "Apache-2.0", "text-generation", "sha256:", "published  a/b", "exporter   hand",
         "messages", "text*",
         "i64[1,T*]", "decoder.onnx", "ort-cpu", "when onnxruntime cpu", "opset 23", "append in [decoder]", "p ↔ q",
-        "tokenizer.json", "golden vectors: 1 (counts)",
+        'reply     {"calls": {"open": "[CALL]"}}', "tokenizer.json", "golden vectors: 1 (counts)",
     ):  # fmt: skip
         assert words in done.out, words
 

@@ -94,6 +94,14 @@ def test_messages_in_channels_that_a_template_writes_are_read_back(shared: Path)
         assert len([piece for piece in pieces if piece.content or piece.reasoning]) > 3
 
 
+@pytest.mark.parametrize(
+    "template",
+    [None, "{% for m in messages %}{{ m.content }}{% endfor %}", "<tool_call><function=", "<|channel|>", "<think>"],
+)
+def test_a_build_declares_nothing_that_a_template_does_not_show(template: str | None) -> None:
+    assert reply_of(template) == {}
+
+
 @pytest.mark.shared
 def test_calls_that_templates_write_are_read_back(shared: Path) -> None:
     read = set()
@@ -203,6 +211,23 @@ def test_parts_between_special_tokens_are_told_apart_up_to_the_stop_string() -> 
     ids = [1, *(int(codec.tokenizer.token_to_id(letter)) for letter in "ca"), 2, int(codec.tokenizer.token_to_id("t"))]
     assert codec.reply(ids, codec.decode(ids)) == Reply("t", "ca")
     assert codec.reply(ids, "ca", stop=["t"]) == Reply("", "ca")
+
+
+@pytest.mark.parametrize("stop", [(), ("i",)])
+def test_replies_come_in_parts_that_join_to_the_whole(sample: Path, stop: tuple[str, ...]) -> None:
+    """Two tokens that the model writes here delimit its reasoning, and are special for this."""
+    greedy = {"max_tokens": 40, "temperature": 0}
+    with genai_runner.load(sample) as pipe:
+        codec = pipe._text
+        once = pipe("Once upon a time", **greedy)
+        words = [codec.tokenizer.id_to_token(id_) for id_ in once.tokens]
+        codec._skipped = frozenset({words[8], words[20]})
+        codec.form = ReplyFormat((words[8], words[20]))
+        stream = pipe.stream("Once upon a time", **greedy, stop=list(stop))
+        pieces = list(stream.replies())
+    assert stream.result.reply == sum(pieces, Reply())
+    assert len([piece for piece in pieces if piece.reasoning]) > (3 if not stop else 0)
+    assert not stop or "i" not in stream.result.reply.content + stream.result.reply.reasoning
 
 
 def test_a_conversation_keeps_the_parts_apart(sample: Path) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from genai_bundle.errors import GenaiError, UsageError
 
 if TYPE_CHECKING:
     from genai_runner.pipeline import Pipeline
-    from genai_runner.replies import Reply, ReplyFormat
+    from genai_runner.replies import Reply
     from genai_runner.results import Result
 
 Message = dict[str, Any]
@@ -33,7 +33,6 @@ class Talk:
         self.options = dict(options)
         self.messages: list[Message] = []
         self._last: Result | None = None
-        self._form = _form(pipe)
 
     def take(self, line: str) -> None:
         """One line of the user's: a command, or something to answer. `//` begins what is no command."""
@@ -55,7 +54,7 @@ class Talk:
         stream = self._pipe.stream(**request)
         try:
             with console.interrupts(stream.cancel):
-                for piece in shown(stream, self._form):
+                for piece in stream.replies():
                     self._show(piece)
         except KeyboardInterrupt:  # the second one: what there was until then is the answer
             pass
@@ -167,23 +166,6 @@ class Talk:
 
     def leave(self, _: str) -> None:
         raise Leave
-
-
-def _form(pipe: Pipeline) -> ReplyFormat:
-    from genai_runner.replies import ReplyFormat
-
-    text = pipe.manifest.text
-    return ReplyFormat.declared(text.reply if text else {})
-
-
-def shown(pieces: Iterable[str], form: ReplyFormat) -> Iterator[Reply]:
-    """An answer's text, taken apart as it comes where the bundle declares parts."""
-    from genai_runner.replies import ReplyStream
-
-    parts = ReplyStream(form)
-    for piece in pieces:
-        yield parts.push(piece)
-    yield parts.flush()
 
 
 def _value(text: str) -> Any:

@@ -40,6 +40,11 @@ class Turn(Iterator[Value]):
             self._conversation.settle(self._asked, self._stream.result)
             raise
 
+    def replies(self) -> Iterator[Reply]:
+        """The answer's parts as they come, in the place of its pieces."""
+        yield from self._stream.replies()
+        self._conversation.settle(self._asked, self._stream.result)
+
     def cancel(self) -> None:
         """End the answer after the token that is being computed; what there is of it is the answer."""
         self._stream.cancel()

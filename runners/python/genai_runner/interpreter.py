@@ -239,6 +239,12 @@ class Request:
         self._depth -= 1
         self.ended(decoder.stopped)
 
+    def emitted_tokens(self, since: int) -> list[int]:
+        """Those that the outermost `generate` has emitted, from the one at `since` on; none where it emits none."""
+        generates = (step for step in self.program.manifest.steps if isinstance(step, Generate))
+        outputs = (output for step in generates for output, value in step.emit.items() if value == "token")
+        return [int(token[0, 0]) for token in self._emitted.get(next(outputs, ""), [])[since:]]
+
     def ended(self, ended: bool) -> None:  # a loop has, by itself or by its bound
         if self._depth == 0:
             self.finish_reason = "stop" if ended else "length"

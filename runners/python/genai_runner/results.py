@@ -11,7 +11,7 @@ from .interpreter import Cancelled, Request
 from .metrics import Metrics
 from .placement import Placement
 from .program import Program
-from .replies import Reply
+from .replies import Reply, ReplyFormat, ReplyStream
 from .sequences import Sequence
 from .values import Emission, Value
 
@@ -117,6 +117,23 @@ class Stream(Iterator[Value]):
             raise
         self._end()
         raise StopIteration
+
+    def replies(self) -> Iterator[Reply]:
+        """What the pieces of a text add to the answer's parts, in the place of the pieces."""
+        codec, ids = self._request.program.text, list[int]()
+        if codec is None or not codec.special_ids(codec.form.delimiters):
+            parts = ReplyStream(codec.form if codec else ReplyFormat())
+            for piece in self:
+                yield parts.push(str(piece))
+            yield parts.flush()
+            return
+        parts, texts = ReplyStream(codec.form), codec.stream(self._request.options.stop, codec.form.delimiters)
+        for _ in self:
+            new = self._request.emitted_tokens(len(ids))
+            ids += new
+            yield parts.push("".join(map(texts.push, new)))
+        rest = "".join(map(texts.push, self.result.tokens[len(ids) :])) + texts.flush()
+        yield parts.push(rest) + parts.flush()
 
     @property
     def _goes_on(self) -> bool:

@@ -82,7 +82,7 @@ class TextCodec:
 
     def decode_keeping(self, ids: Sequence[int], names: Collection[str]) -> str:
         """The text of `ids`, with those special tokens that `names` holds: what tells the parts of an answer apart."""
-        kept = {self.tokenizer.token_to_id(name): name for name in names if self.is_special(name)}
+        kept = self.special_ids(names)
         text, run = "", list[int]()
         for id_ in ids:
             if id_ in kept:
@@ -93,16 +93,15 @@ class TextCodec:
 
     def reply(self, ids: Sequence[int], text: str, stop: Sequence[str] = ()) -> Reply:
         """The parts of an answer: its ids, and their text up to the first stop string."""
-        special = [name for name in self.form.delimiters if self.is_special(name)]
-        if special:
-            text = self.decode_keeping(ids, special)
+        if self.special_ids(self.form.delimiters):
+            text = self.decode_keeping(ids, self.form.delimiters)
             end = first_stop(text, stop)
             text = text if end < 0 else text[:end]
         return self.form.parse(text)
 
-    def stream(self, stop: Sequence[str] = ()) -> TextStream:
+    def stream(self, stop: Sequence[str] = (), keep: Collection[str] = ()) -> TextStream:
         """A new stream that turns ids into pieces of text, one at a time."""
-        return TextStream(self, stop)
+        return TextStream(self, stop, keep)
 
     def chat(
         self,
@@ -122,6 +121,11 @@ class TextCodec:
         """The token behind an id as decoding sees it: None for special ones and for ids that the vocabulary lacks."""
         token: str | None = self.tokenizer.id_to_token(_fitting(id_))
         return None if token in self._skipped else token
+
+    def special_ids(self, names: Collection[str]) -> dict[int, str]:
+        """Those of `names` that decoding leaves out, by id."""
+        ids = ((self.tokenizer.token_to_id(name), name) for name in names if self.is_special(name))
+        return {id_: name for id_, name in ids if id_ is not None}
 
     def is_special(self, token: str) -> bool:
         """Whether decoding leaves this token out."""
@@ -283,9 +287,13 @@ class StopScanner:
 
 
 class TextStream:
-    """Ids in, pieces of text out. All pieces and `flush()` together are `decode(all ids)`, cut before a stop string."""
+    """Ids in, pieces of text out. All pieces and `flush()` together are `decode(all ids)`, cut before a stop string.
 
-    def __init__(self, codec: TextCodec, stop: Sequence[str] = ()) -> None:
+    keep: special tokens that stand in the text, as with `decode_keeping`.
+    """
+
+    def __init__(self, codec: TextCodec, stop: Sequence[str] = (), keep: Collection[str] = ()) -> None:
+        self._codec, self._kept = codec, codec.special_ids(keep)
         self._pieces = codec.pieces()
         self._scanner = StopScanner(stop)
 
@@ -298,6 +306,9 @@ class TextStream:
         """The text that is certain after this id; often empty."""
         if self.stopped:
             return ""
+        if id_ in self._kept:
+            before, self._pieces = self._pieces.rest(), self._codec.pieces()
+            return self._scanner.push(before + self._kept[id_])
         text = self._scanner.push(self._pieces.push(id_))
         if self._scanner.stop and not self.stopped:
             # Text that is not certain yet counts for stopping: `stop@1` decodes everything after each token.

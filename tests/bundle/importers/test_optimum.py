@@ -214,8 +214,12 @@ def test_what_cannot_be_imported_is_refused(decoder: Path, both: Path) -> None:
 
 
 def test_a_chat_template_takes_messages(decoder: Path) -> None:
-    (decoder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}seven")
+    (decoder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }} {% endfor %}seven{# [TOOL_CALLS] #}"
+    )
     with load(imported(decoder), threads=1) as pipeline:
+        assert pipeline.manifest.text is not None
+        assert pipeline.manifest.text.reply == {"calls": {"open": "[TOOL_CALLS]"}}
         messages = [{"role": "user", "content": "one two"}]
         tokens = pipeline(messages=messages, max_tokens=STEPS).outputs["tokens"][0].tolist()
         again = pipeline(prompt="one two seven", max_tokens=STEPS).outputs["tokens"][0].tolist()
