@@ -10,14 +10,21 @@ from typing import Any
 import pytest
 
 from cli.samples import command, doubler
+from genai_runner import saved_prefixes
 
 SYSTEM = "You are a bear who lives in the big green forest and likes honey. Answer briefly."
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GENAI_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "prefixes"
+    folder = tmp_path / "prefixes"
+
+    def made(_: str) -> Path:
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    monkeypatch.setattr(saved_prefixes, "cache_folder", made)  # what engines were found to compute stays known
+    return folder
 
 
 def hits(*arguments: Any) -> tuple[str, int]:

@@ -28,8 +28,14 @@ TEXT = "Once upon a time there was a little girl who had a red ball. She liked t
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GENAI_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "prefixes"
+    folder = tmp_path / "prefixes"
+
+    def made(_: str) -> Path:
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    monkeypatch.setattr(saved_prefixes, "cache_folder", made)  # what engines were found to compute stays known
+    return folder
 
 
 def said(text: str) -> list[dict[str, str]]:
