@@ -95,6 +95,7 @@ def test_the_folder_comes_back_as_a_bundle_with_the_same_tokens(folder: Path, sa
     assert found.outputs["tokens"][0].tolist() == tokens
 
 
+@pytest.mark.peers
 def test_the_default_that_no_ngram_comes_twice_goes_there_and_back(sample: Path, tmp_path: Path) -> None:
     with open_bundle(sample) as opened:
         manifest = json.loads(opened.manifest.raw)
