@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,13 +74,19 @@ def checkpoint(folder: Path, shape: dict[str, int]) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def rows(folder: Path, options: argparse.Namespace, threads: int) -> Iterator[Row]:
+def bundles(folder: Path, weights: Sequence[str], *, quick: bool) -> Iterator[tuple[str, Path]]:
+    """The model in each kind of weights, made in `folder` unless it is there."""
     if not (folder / "checkpoint").is_dir():
-        checkpoint(folder / "checkpoint", SMALL if options.quick else SHAPE)
-    for weights in options.weights:
-        bundle = folder / f"{weights}.genai"
+        checkpoint(folder / "checkpoint", SMALL if quick else SHAPE)
+    for kind in weights:
+        bundle = folder / f"{kind}.genai"
         if not bundle.exists():
-            build(folder / "checkpoint", bundle, BuildOptions(quantize=None if weights == "fp32" else weights))
+            build(folder / "checkpoint", bundle, BuildOptions(quantize=None if kind == "fp32" else kind))
+        yield kind, bundle
+
+
+def rows(folder: Path, options: argparse.Namespace, threads: int) -> Iterator[Row]:
+    for weights, bundle in bundles(folder, options.weights, quick=options.quick):
         for engine in options.engines:
             for precision in ("exact", "fast"):
                 if (engine, weights, precision) == ("onnxruntime", "fp32", "fast"):

@@ -27,13 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode import SHAPE, SMALL, checkpoint
+from decode import bundles
 from rich.console import Console
 from rich.table import Table
 
 import genai_runner
-from genai_bundle.builder.build import build
-from genai_bundle.builder.options import BuildOptions
 
 REQUESTS = 16
 
@@ -110,12 +108,7 @@ def guessing(pipe: genai_runner.Pipeline, kind: str, tokens: int, rounds: int) -
 
 
 def rows(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
-    if not (folder / "checkpoint").is_dir():
-        checkpoint(folder / "checkpoint", SMALL if options.quick else SHAPE)
-    for weights in options.weights:
-        bundle = folder / f"{weights}.genai"
-        if not bundle.exists():
-            build(folder / "checkpoint", bundle, BuildOptions(quantize=None if weights == "fp32" else weights))
+    for weights, bundle in bundles(folder, options.weights, quick=options.quick):
         with genai_runner.load(bundle) as pipe:
             yield Row(f"{REQUESTS} requests", weights, *batching(pipe, options.tokens, options.rounds))
             for kind in ("copy", "random"):

@@ -16,6 +16,7 @@ from genai_runner.body import Body
 from genai_runner.interpreter import Request
 from genai_runner.prefix_cache import PrefixCache
 from runner.test_rows import recurrent
+from runner.tiny import bundle
 
 TEXT = "Once upon a time there was a little girl who had a red ball. " * 3
 
@@ -80,5 +81,38 @@ def test_recurrent_state_is_not_kept(tmp_path: Path) -> None:
     with genai_runner.load(recurrent(tmp_path / "a.genai"), prefix_cache=1 << 20) as pipe:
         for _ in range(2):
             assert pipe([[1] * 40], max_tokens=2).metrics.prefix_cache_hits == 0
+        assert pipe.prefix_cache is not None
+        assert len(pipe.prefix_cache) == 0
+
+
+def test_what_more_than_ids_went_into_is_not_kept(tmp_path: Path) -> None:
+    """As pictures do: here a number that is added to each id changes what the same ids mean."""
+    graph = """
+    decoder (int64[batch, seq] ids, int64[1] shift, float[batch, 1, past, 1] p) =>
+            (float[batch, seq, 8] logits, float[batch, 1, total, 1] q)
+    <int64 width = {8}, float[2] off_on = {0.0, 1.0}, int64[2] outer = {1, 3}>
+    {
+        added = Add (ids, shift)
+        cast = Cast <to = 1> (added)
+        new = Unsqueeze (cast, outer)
+        q = Concat <axis = 2> (p, new)
+        wrapped = Mod (added, width)
+        logits = OneHot (wrapped, width, off_on)
+    }
+    """
+    run = {"run": "decoder", "in": {"ids": "ids", "shift": "shift"}, "out": {"logits": "logits"}}
+    manifest = {
+        "inputs": {"ids": {"type": "i64", "dims": [1, "N"]}, "shift": {"type": "i64", "dims": [1]}},
+        "outputs": {"tokens": {"type": "i64", "dims": [1, "T*"]}},
+        "state": {"kv": {"graph": "decoder", "tokens": "ids", "ports": {"p": "q"}, "axis": 2, "capacity": 64}},
+        "steps": [
+            {"generate": {"carry": {"ids": "token"}, "do": [run], "logits": "logits", "emit": {"tokens": "token"}}}
+        ],
+    }
+    path = bundle(tmp_path / "shifted.genai", {"decoder": graph}, manifest)
+    with genai_runner.load(path, prefix_cache=1 << 20) as pipe:
+        for shift in (1, 2, 1):
+            found = pipe(ids=[[1] * 40], shift=[shift], max_tokens=2)
+            assert (found.tokens, found.metrics.prefix_cache_hits) == ([1 + shift, (1 + 2 * shift) % 8], 0)
         assert pipe.prefix_cache is not None
         assert len(pipe.prefix_cache) == 0

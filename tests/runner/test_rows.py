@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import genai_runner
@@ -85,7 +84,7 @@ def why_not(pipe: genai_runner.Pipeline) -> str | None:
 
 
 def in_company(pipe: genai_runner.Pipeline) -> None:
-    prompts = [[[3, 9, 1, 14]], [[7]], [[2, 11, 5, 0, 15, 8]], [[4, 6]]]
+    prompts = [[[3, 6, 1, 4]], [[7]], [[2, 1, 5, 0, 5, 0]], [[4, 6]]]
     alone = [pipe(prompt, max_tokens=12 + place).tokens for place, prompt in enumerate(prompts)]
     with Scheduler(pipe) as scheduler:
         streams = [scheduler.submit(prompt, max_tokens=12 + place) for place, prompt in enumerate(prompts)]
@@ -123,8 +122,7 @@ def test_a_graph_that_mixes_rows_is_found_by_trial(tmp_path: Path) -> None:
         in_company(pipe)
 
 
-def test_a_graph_that_sums_over_hidden_positions_is_found_by_trial(tmp_path: Path) -> None:
+def test_a_graph_that_sums_over_all_rows_is_found_by_trial(tmp_path: Path) -> None:
     with genai_runner.load(counter(tmp_path / "counter.genai")) as pipe:
-        reason = why_not(pipe)
-        assert reason is None or "differ" in reason
-        assert np.array_equal(pipe([[1, 2]], max_tokens=3).tokens, [3, 4, 5])
+        assert "differ" in str(why_not(pipe))
+        in_company(pipe)

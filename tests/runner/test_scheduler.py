@@ -17,7 +17,7 @@ import genai_runner
 from conftest import SAMPLE
 from genai_bundle.errors import BackendError, UsageError
 from genai_bundle.manifest import Generate
-from genai_runner.rows import joint
+from genai_runner.rows import Rows, joint
 from genai_runner.scheduler import QueueFullError, Scheduler
 from runner.tiny import counter
 
@@ -231,3 +231,35 @@ def test_closing_cancels_what_runs() -> None:
         assert {stream.result.finish_reason for stream in streams} == {"cancelled"}
         with pytest.raises(UsageError, match="closed"):
             scheduler.submit("Once")
+
+
+def failure(stream: genai_runner.Stream, expected: list[int]) -> str | None:
+    """What the request failed with; one that did not must have given what was expected."""
+    try:
+        tokens = stream.result.tokens
+    except BackendError as error:
+        return str(error)
+    assert tokens == expected
+    return None
+
+
+@pytest.mark.parametrize("verb", ["add", "save"])
+def test_a_row_that_fails_ends_requests_and_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """A request whose states were handed over has none of its own: it must not go on, and its stream must end."""
+
+    def broken(*_: Any) -> Any:
+        raise BackendError("no memory for a row")
+
+    with genai_runner.load(SAMPLE, prefix_cache=1 << 20) as pipe:
+        step = next(step for step in pipe.manifest.steps if isinstance(step, Generate))
+        assert joint(pipe._program, step) is None
+        monkeypatch.setattr(Rows, verb, broken)
+        alone = pipe("Once", max_tokens=8, ignore_eos=True).tokens
+        with Scheduler(pipe) as scheduler:
+            streams = [scheduler.submit("Once", max_tokens=8, ignore_eos=True) for _ in range(3)]
+            errors = [outcome for stream in streams if (outcome := failure(stream, alone))]
+            assert errors
+            assert all("no memory for a row" in one for one in errors)
+            until(lambda: scheduler.active == 0)
+            monkeypatch.undo()
+            assert scheduler.submit("Once", max_tokens=8, ignore_eos=True).result.tokens == alone

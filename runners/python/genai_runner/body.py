@@ -67,6 +67,17 @@ class Body:
         logits: Array = np.asarray(inner[self._logits])
         return logits.reshape(-1, logits.shape[-1])[-positions:], inner
 
+    def compute(self, ids: Sequence[int]) -> Array:
+        """f[V], the logits behind `ids`, of steps that emit nothing and carry ids only; in as many runs as it takes."""
+        for piece in self.pieces(ids):
+            run = self.run(piece, {})
+            try:
+                while True:
+                    next(run)
+            except StopIteration as end:
+                logits: Array = end.value[0][-1]
+        return logits
+
     def rewind(self, count: int) -> None:
         """Let every state forget its last `count` positions. UsageError where one cannot; nothing has changed then."""
         groups = [group for group in self.states if group.length]

@@ -50,8 +50,10 @@ def free(body: Body) -> int | None:
 def to_run(body: Body, options: Options, tokens: Sequence[int], pending: list[int]) -> list[int]:
     """What to run so that the logits behind all `tokens` come: `pending`, or, where that does not fit, a beginning and
     an end of `tokens`, on states that are empty then."""
+    if options.overflow != SHIFT:
+        return pending
     left = free(body)
-    if options.overflow != SHIFT or left is None or len(pending) <= left:
+    if left is None or len(pending) <= left:
         return pending
     context, keep = context_of(body) or 0, options.overflow_keep
     for group in body.states:

@@ -12,7 +12,7 @@ from genai_bundle.ports import Ports, match_ports
 from .backends.base import Array, Tensor
 from .state import Group, Saved
 
-_GROWTH = 256  # a shared buffer starts at this many positions, or what the first run needs, and doubles
+GROWTH = 256  # a shared buffer starts at this many positions, or what the first run needs, and doubles
 
 
 class Append(Group):
@@ -83,7 +83,7 @@ class Buffer(Group):
         held = next(iter(self._arrays.values())).shape[axis]
         if total <= held:
             return
-        size = max(total, _GROWTH, 2 * held)
+        size = max(total, GROWTH, 2 * held)
         size = min(size, max(self._size, total))
         index = (slice(None),) * axis + (slice(0, self.length),)
         for port, old in self._arrays.items():

@@ -15,10 +15,9 @@ from genai_bundle.manifest import State
 from genai_bundle.ports import Port, Ports, match_ports
 
 from .backends.base import Array, Graph, Tensor
-from .state import Saved
+from .disciplines import GROWTH
+from .state import Saved, form_of
 from .values import DTYPES
-
-_GROWTH = 256  # positions by which buffers grow at least
 
 
 class RowStates(ABC):
@@ -59,13 +58,9 @@ class RowStates(ABC):
         """i64[rows, positions]: what the new tokens may look at."""
         raise NotImplementedError
 
-    def _zeros(self, port: str, rows: int, length: int | None) -> Array:
-        found = self._ports.inputs[port]
-        dims = [dim if isinstance(dim, int) else 1 for dim in found.dims]
-        dims[0] = rows
-        if length is not None:
-            dims[self.spec.axis] = length
-        return np.zeros(dims, DTYPES[found.dtype])
+    def _zeros(self, port: str, rows: int, length: int) -> Array:
+        shape, dtype = form_of(self._ports.inputs[port], self.spec.axis, length)
+        return np.zeros((rows, *shape[1:]), dtype)
 
     def _span(self, start: int, end: int) -> tuple[slice, ...]:
         return (slice(None),) * self.spec.axis + (slice(start, end),)
@@ -183,7 +178,7 @@ class Buffered(RowStates):
     def _reserve(self, rows: int, length: int, lengths: Sequence[int]) -> None:
         """Let there be room for so many rows and positions."""
         most = self.spec.capacity or length
-        size = self._size if length <= self._size else min(max(length, _GROWTH, 2 * self._size), max(most, length))
+        size = self._size if length <= self._size else min(max(length, GROWTH, 2 * self._size), max(most, length))
         held = self._rows if rows <= self._rows else max(rows, 2 * self._rows)
         if (size, held) == (self._size, self._rows):
             return

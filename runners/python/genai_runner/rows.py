@@ -139,10 +139,9 @@ def proved(program: Program, step: Generate, adapter: str | None) -> str | None:
         for ids in ([1, 2, 3, 1, 2, 1, 3, 3, 2, 1, 1], [3, 1, 2]):
             request = Request(program, Arguments(adapter=adapter))
             body = Body(request, step.do, step.logits, Scope(), ids_name(step))
-            for piece in body.pieces(ids[:-1]):
-                _exhaust(body.run(piece, {}))
+            body.compute(ids[:-1])
             rows.add({group.name: group.save() for group in body.states}, len(ids) - 1)
-            alone.append(_exhaust(body.run(ids[-1:], {}))[-1])
+            alone.append(body.compute(ids[-1:]))
             last.append(ids[-1])
         together = rows.run(last)
     except Exception as error:  # whatever it is: they will run one by one
@@ -151,12 +150,3 @@ def proved(program: Program, step: Generate, adapter: str | None) -> str | None:
     spread = max(float(np.ptp(expected)), 1e-6)
     difference = float(np.abs(together - expected).max())
     return None if difference <= TOLERANCE * spread else f"two rows differ by {difference:.3g} from each alone"
-
-
-def _exhaust(run: Any) -> Array:
-    while True:
-        try:
-            next(run)
-        except StopIteration as end:
-            logits: Array = end.value[0]
-            return logits

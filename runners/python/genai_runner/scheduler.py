@@ -181,23 +181,23 @@ class Scheduler:
             if task.wants_token:
                 kinds[task.kind].append(task)
         for kind, tasks in kinds.items():
-            held = self._rows.get(kind)
-            if held or (len(tasks) > 1 and joint(self._pipe._program, tasks[0].step, kind[1]) is None):
-                self._together(kind, tasks)
+            able = [task for task in tasks if task.decoder.has_one_pending]
+            if kind in self._rows or (len(able) > 1 and joint(self._pipe._program, able[0].step, kind[1]) is None):
+                self._together(kind, able)
             for task in tasks:
                 if task in self._active:
                     self._go_on(task)
 
     def _together(self, kind: tuple[str, str | None], tasks: list[Task]) -> None:
-        """Give the tasks that have no logits yet theirs, by one run."""
-        rows, members = self._rows.setdefault(kind, (Rows(self._pipe._program, tasks[0].step, kind[1]), []))
+        """Give the tasks, which lack the logits behind one token, theirs by one run."""
+        if kind not in self._rows:
+            self._rows[kind] = Rows(self._pipe._program, tasks[0].step, kind[1]), []
+        rows, members = self._rows[kind]
         try:
             for task in tasks:
-                if task not in members and task.decoder.has_one_pending:
+                if task not in members:
+                    members.append(task)  # first: its own states are empty from here on, so it ends if this fails
                     rows.add(*task.decoder.hand_over())
-                    members.append(task)
-            if not members:
-                return
             for task in members:
                 begin(task.decoder.processors, task.decoder.tokens)
             logits = rows.run([task.decoder.tokens[-1] for task in members])
@@ -213,20 +213,28 @@ class Scheduler:
         """Let go of all that a task holds, and tell its stream."""
         if task in self._active:
             self._active.remove(task)
-        for kind, (rows, members) in list(self._rows.items()):
-            if task in members:
-                row = members.index(task)
-                if error is None and self._pipe.prefix_cache is not None and not task.request.cancelled.is_set():
-                    task.decoder.take_back(rows.save(row))
-                    task.decoder.remember()
-                rows.remove(row)
-                members[row] = members[-1]
-                members.pop()
-                if not members:
-                    del self._rows[kind]
-        task.end(error)
-        with self._changed:
-            self._changed.notify_all()
+        try:
+            for kind, (_, members) in list(self._rows.items()):
+                if task in members:
+                    keep = error is None and not task.request.cancelled.is_set()
+                    self._take_out(task, kind, keep=keep and self._pipe.prefix_cache is not None)
+        finally:  # whatever fails here, its stream must not wait for ever
+            task.end(error)
+            with self._changed:
+                self._changed.notify_all()
+
+    def _take_out(self, task: Task, kind: tuple[str, str | None], *, keep: bool) -> None:
+        """Free a task's row, and let the prefix cache keep what it holds."""
+        rows, members = self._rows[kind]
+        row = members.index(task)
+        if keep:
+            task.decoder.take_back(rows.save(row))
+            task.decoder.remember()
+        rows.remove(row)
+        members[row] = members[-1]
+        members.pop()
+        if not members:
+            del self._rows[kind]
 
 
 def _until_end(emissions: queue.SimpleQueue[Emission | BaseException | None]) -> Iterator[Emission]:

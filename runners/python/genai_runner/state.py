@@ -34,6 +34,14 @@ class Saved:
     slots: Array | None = None
 
 
+def form_of(port: Port, axis: int, length: int | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of a state at `port`: 1 for each open dim, `length` (None: as the port has it) on `axis`."""
+    dims = [dim if isinstance(dim, int) else 1 for dim in port.dims]
+    if length is not None:
+        dims[axis] = length
+    return tuple(dims), np.dtype(DTYPES[port.dtype])
+
+
 class Group(ABC):
     """One state of one request: base of the disciplines below. Arrays are keyed by the graph's past port.
 
@@ -143,8 +151,4 @@ class Group(ABC):
 
     def form(self, port: str, length: int | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """The port's shape: one request, hence 1 for each open dim, and `length` on the state's axis; and its type."""
-        found = self._ports.inputs[port]
-        dims = [d if isinstance(d, int) else 1 for d in found.dims]
-        if length is not None:
-            dims[self.spec.axis] = length
-        return tuple(dims), np.dtype(DTYPES[found.dtype])
+        return form_of(self._ports.inputs[port], self.spec.axis, length)
