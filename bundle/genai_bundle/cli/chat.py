@@ -13,6 +13,8 @@ import typer
 from genai_bundle.cli.request_options import with_options
 from genai_bundle.errors import UsageError
 
+from .engine_options import Backend, Device, Precision, Threads, Variant
+
 if TYPE_CHECKING:
     from genai_bundle.cli.chat_terminal import ReadLine
     from genai_bundle.manifest import Manifest
@@ -46,19 +48,11 @@ def chat(
     adapter: Annotated[
         str | None, typer.Option(metavar="NAME", help="Talk with this one of the bundle's adapters.")
     ] = None,
-    backend: Annotated[
-        str, typer.Option(metavar="NAME", help="The engine; 'auto': the fastest right one, measured once.")
-    ] = "onnxruntime",
-    variant: Annotated[
-        str, typer.Option(metavar="NAME", help="'auto': the best for the backend; 'portable'; or a variant's name.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(metavar="NAME", help="Where the engine computes: cpu, cuda ...")] = "cpu",
-    precision: Annotated[
-        str | None, typer.Option(metavar="NAME", help="'exact' or 'fast'; by default as the weights are stored.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Threads of the engine; by default the cores it may use.")
-    ] = None,
+    backend: Backend = "onnxruntime",
+    variant: Variant = "auto",
+    device: Device = "cpu",
+    precision: Precision = None,
+    threads: Threads = None,
     cache: Annotated[
         int, typer.Option(metavar="MB", min=0, help="Memory for what is computed already when the next turn comes.")
     ] = 256,

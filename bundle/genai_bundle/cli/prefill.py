@@ -10,6 +10,8 @@ import typer
 
 from genai_bundle.errors import UsageError
 
+from .engine_options import Backend, Device, Precision, Threads, Variant
+
 if TYPE_CHECKING:
     from genai_runner.pipeline import Pipeline
     from genai_runner.saved_prefixes import Prefix
@@ -48,19 +50,11 @@ def prefill(
     adapter: Annotated[
         str | None, typer.Option(metavar="NAME", help="For requests with this one of the bundle's adapters.")
     ] = None,
-    backend: Annotated[
-        str, typer.Option(metavar="NAME", help="The engine; 'auto': the fastest right one, measured once.")
-    ] = "onnxruntime",
-    variant: Annotated[
-        str, typer.Option(metavar="NAME", help="'auto': the best for the backend; 'portable'; or a variant's name.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(metavar="NAME", help="Where the engine computes: cpu, cuda ...")] = "cpu",
-    precision: Annotated[
-        str | None, typer.Option(metavar="NAME", help="'exact' or 'fast'; by default as the weights are stored.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Threads of the engine; by default the cores it may use.")
-    ] = None,
+    backend: Backend = "onnxruntime",
+    variant: Variant = "auto",
+    device: Device = "cpu",
+    precision: Precision = None,
+    threads: Threads = None,
     list_: Annotated[bool, typer.Option("--list", help="Show what is kept, for FILE or for all bundles.")] = False,
     remove: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Delete what has this id in the list; may be repeated.")

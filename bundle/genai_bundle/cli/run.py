@@ -13,6 +13,8 @@ import typer
 from genai_bundle.cli.request_options import SEVERAL, with_options
 from genai_bundle.errors import UsageError
 
+from .engine_options import Backend, Device, Precision, Threads, Variant
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -88,18 +90,12 @@ def run(
     speculate: Annotated[
         str | None, typer.Option(metavar="NAME", help="Guess tokens, the text stays the same: lookup, draft or auto.")
     ] = None,
-    backend: Annotated[
-        str, typer.Option(metavar="NAME", help="The engine; 'auto': the fastest right one, measured once.")
-    ] = "onnxruntime",
+    backend: Backend = "onnxruntime",
     explain: Annotated[
         bool, typer.Option("--explain", help="Instead: measure what may run it, and say where each graph would run.")
     ] = False,
-    variant: Annotated[
-        str, typer.Option(metavar="NAME", help="'auto': the best for the backend; 'portable'; or a variant's name.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="Where the engine computes: cpu, cuda, tensorrt, dml, qnn, coreml ...")
-    ] = "cpu",
+    variant: Variant = "auto",
+    device: Device = "cpu",
     device_option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A setting of the device, such as device_id=1; may be repeated."),
@@ -107,15 +103,8 @@ def run(
     allow_cpu_fallback: Annotated[
         bool, typer.Option("--allow-cpu-fallback", help="Run on the CPU what the device does not have.")
     ] = False,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="'exact' or 'fast'; by default fast for graphs with quantised weights, else exact."
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Threads of the engine; by default the cores it may use.")
-    ] = None,
+    precision: Precision = None,
+    threads: Threads = None,
     no_saved_prefixes: Annotated[
         bool, typer.Option("--no-saved-prefixes", help="Do not use what `prefill` has kept.")
     ] = False,
