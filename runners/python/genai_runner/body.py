@@ -27,7 +27,6 @@ class Body:
         loaded = request.program.graphs.values()
         self.states: list[Group] = [request.states[name] for one in loaded if one.name in names for name in one.states]
         self._count, self.all_positions = self._positions()
-        self._asked = 1
 
     def twin(self, request: Request, scope: Scope) -> Body:
         """The same steps for another request of the same program."""
@@ -59,9 +58,9 @@ class Body:
         self, ids: Sequence[int], carried: Mapping[str, Value], positions: int = 1
     ) -> Generator[Emission, None, tuple[Array, Scope]]:
         """Run the steps over `ids`. Returns f[positions, V], the logits behind the last ids, and the steps' names."""
-        if self._count is not None and positions != self._asked:
-            self._request.set_literal(*self._count, positions)
-            self._asked = positions
+        if self._count is not None:
+            step, port = self._count
+            self._request.graph_run(step).set_literal(port, positions)
         inner = self._scope.new_child({**carried, self._ids: np.array([ids], np.int64)})
         yield from self._request.steps(self._do, inner)
         logits: Array = np.asarray(inner[self._logits])
@@ -84,8 +83,8 @@ class Body:
         for group in sorted(groups, key=lambda group: group.can_rewind(group.length - count)):
             group.rewind(group.length - count)
 
-    def _positions(self) -> tuple[tuple[str, str, str] | None, bool]:
-        """The (graph, place of its run, port) that says for how many positions there are logits; or whether for all.
+    def _positions(self) -> tuple[tuple[Run, str] | None, bool]:
+        """The (run, port) that says for how many positions there are logits; or whether for all.
 
         The graph tells: the dim of the logits' positions is called as the port is, or as the ids' dim.
         """
@@ -99,7 +98,7 @@ class Body:
             output = next(port for port, name in step.outputs.items() if name == self._logits)
             dim = ports.outputs[output].dims[-2] if len(ports.outputs[output].dims) > 1 else None
             if isinstance(dim, str) and step.literals.get(dim) == 1 and dim in ports.inputs:
-                return (step.target, step.where, dim), False
+                return (step, dim), False
             named = [port for port, name in step.inputs.items() if name == self._ids]
             fed = [ports.inputs[port] for port in named if port in ports.inputs]
             return None, any(isinstance(dim, str) and len(port.dims) > 1 and port.dims[1] == dim for port in fed)

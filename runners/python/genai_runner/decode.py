@@ -277,7 +277,7 @@ class Decoder:
         if self._speculation and len(self._pending) == 1:
             self._speculation.ran(time.perf_counter() - began)
         self._pending, self._logits = [], logits[0]
-        self._ahead = list(zip(guesses, logits[1:], strict=True))
+        self._ahead = list(zip(guesses, logits[1:], strict=True)) if guesses else []
 
     def _guess(self) -> list[int]:
         """Tokens that may come next and are run along with the pending one; no more than one run takes."""

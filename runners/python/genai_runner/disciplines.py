@@ -50,9 +50,13 @@ class Buffer(Group):
     def reset(self) -> None:
         super().reset()
         if self.spec.update != "shared":
-            self._arrays = {port: self._zeros(port, self._size) for port in self.pairs}
+            self._hold({port: self._zeros(port, self._size) for port in self.pairs})
         elif not hasattr(self, "_arrays"):  # a shared buffer that grew is kept: beyond the length it is never read
-            self._arrays = {port: self._zeros(port, 0) for port in self.pairs}
+            self._hold({port: self._zeros(port, 0) for port in self.pairs})
+
+    def _hold(self, arrays: dict[str, Array]) -> None:
+        self._arrays = arrays
+        self._into = {present: arrays[past] for past, present in self.pairs.items()}
 
     @property
     def _size(self) -> int:
@@ -61,10 +65,10 @@ class Buffer(Group):
     def feeds(self, n: int) -> dict[str, Tensor]:
         if self.spec.update == "shared":
             self._reserve(self.length + n)
-        return dict(self._arrays)
+        return self._arrays
 
     def into(self) -> dict[str, Array]:
-        return {present: self._arrays[past] for past, present in self.pairs.items()}
+        return self._into
 
     def _mask(self, total: int) -> Array:
         if self.spec.update == "shared":
@@ -86,10 +90,10 @@ class Buffer(Group):
         size = max(total, GROWTH, 2 * held)
         size = min(size, max(self._size, total))
         index = (slice(None),) * axis + (slice(0, self.length),)
+        arrays = {port: self._zeros(port, size) for port in self.pairs}
         for port, old in self._arrays.items():
-            new = self._zeros(port, size)
-            new[index] = old[index]
-            self._arrays[port] = new
+            arrays[port][index] = old[index]
+        self._hold(arrays)
 
 
 class Ring(Buffer):
@@ -143,8 +147,8 @@ class Ring(Buffer):
         slots = self._after(total)
         return ((slots >= 0) & (slots < total)).astype(np.int64)[None]
 
-    def _field(self, name: str, n: int) -> Array:
-        return np.asarray(self._size) if name == "capacity" else super()._field(name, n)
+    def _field(self, name: str, n: int) -> Array | int:
+        return self._size if name == "capacity" else super()._field(name, n)
 
 
 class Replace(Append):
@@ -214,7 +218,7 @@ class Read(Group):
     def borrowed(self) -> dict[str, str]:
         return match_ports(self.spec.ports, Ports(self._ports.inputs, self.owner._ports.inputs))
 
-    def _field(self, name: str, n: int) -> Array:
+    def _field(self, name: str, n: int) -> Array | int:
         # It adds nothing of its own: the run sees what the owner holds.
         return self.owner._field(name, 0)
 

@@ -20,7 +20,7 @@ def forked(request: Request) -> Request:
     apply, adapter = program.adapters.apply, arguments.adapter
     twin._graphs = {name: apply(adapter, name, one.graph) for name, one in program.graphs.items()}
     twin.env = replace(request.env, draws=dict(request.env.draws), processors=processors.forked(request.env.processors))
-    twin.states, twin._literals = {}, {}
+    twin.states, twin._runs = {}, {}
     for loaded in program.graphs.values():
         for name, spec in loaded.states.items():
             twin.states[name] = DISCIPLINES[spec.update](name, spec, loaded.ports, twin._graphs[loaded.name])

@@ -8,31 +8,30 @@ soon as it exists and may stop at any time.
 from __future__ import annotations
 
 import threading
-import time
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
-from genai_bundle.errors import BackendError, GenaiError, UsageError
+from genai_bundle.errors import GenaiError, UsageError
 from genai_bundle.manifest import Emit, Generate, If, Loop, Run, Step
 from genai_bundle.records import OPTION_TYPES
 from genai_bundle.signatures import signature
 
 from .arguments import Arguments
-from .backends.base import Array
+from .backends.base import Graph
 from .context import DEFAULT_MAX_TOKENS
 from .decode import Decoder
 from .disciplines import DISCIPLINES, Read
 from .expand import expand
+from .graph_run import GraphRun
 from .metrics import Recorder
 from .ops import Env, resolve
-from .program import LoadedGraph, Program
+from .program import Program
 from .sequences import Sequence, TokenLogprob
 from .several import answers
 from .state import Group
-from .values import Emission, Value, conform, joined, literal, to_port, truth
+from .values import Emission, Value, conform, joined, truth
 
 Scope = ChainMap[str, Value]
 
@@ -64,16 +63,23 @@ class Request:
         for group in self.states.values():
             if isinstance(group, Read):
                 group.owner = self.states[group.spec.of or ""]
-        self._literals: dict[tuple[str, str], Array] = {}
+        self._runs: dict[str, GraphRun] = {}
         self._emitted: dict[str, list[Value]] = {name: [] for name in program.manifest.outputs}
 
     def run(self, inputs: Mapping[str, Value]) -> Iterator[Emission]:
         """The whole document. `inputs` holds every declared input, None where an optional one was not given."""
         return self.steps(self.program.manifest.steps, self.scope(inputs))
 
-    def set_literal(self, graph: str, where: str, port: str, value: Any) -> None:
-        """Let the run of `graph` at `where` feed `port` with this value, in place of what its `with` says."""
-        self._literals[where, port] = literal(value, self.program.graphs[graph].ports.inputs[port])
+    def graph(self, name: str) -> Graph:
+        """The graph of this name, with what the engine holds for this request."""
+        return self._graphs[name]
+
+    def graph_run(self, step: Run) -> GraphRun:
+        """The run of a graph that `step` is."""
+        found = self._runs.get(step.where)
+        if found is None or found.step is not step:
+            found = self._runs[step.where] = GraphRun(self, step)
+        return found
 
     def collect(self, emission: Emission) -> None:
         """Keep an emission for `outputs`."""
@@ -86,7 +92,7 @@ class Request:
 
     def release(self) -> None:
         """Let go of the states and of what engines hold for this request. It cannot go on after that."""
-        self.states, self._graphs = {}, {}
+        self.states, self._graphs, self._runs = {}, {}, {}
 
     def scope(self, inputs: Mapping[str, Value]) -> Scope:
         """The outermost scope: the request's options under the declared inputs."""
@@ -122,10 +128,9 @@ class Request:
     # -- run --------------------------------------------------------------------------------------------------------
 
     def _run(self, step: Run, scope: Scope) -> None:
-        if step.is_op:
-            outputs = self._call(step, scope)
-        else:
-            outputs = self._run_graph(step, self.program.graphs[step.target], scope)
+        if self.cancelled.is_set() and not step.is_op:
+            raise Cancelled
+        outputs = self._call(step, scope) if step.is_op else self.graph_run(step)(scope)
         for port, name in step.outputs.items():
             scope[name] = outputs[port]
 
@@ -140,55 +145,6 @@ class Request:
             error.where = error.where or step.where
             raise
         return outputs
-
-    def _run_graph(self, step: Run, loaded: LoadedGraph, scope: Scope) -> Mapping[str, Value]:
-        if self.cancelled.is_set():
-            raise Cancelled
-        ports, feeds, fields = loaded.ports.inputs, dict[str, Any](), []
-        for port, name in step.inputs.items():
-            if port not in ports:  # the chosen variant does without it
-                continue
-            state, dot, field = name.partition(".")
-            if dot:
-                fields.append((ports[port], state, field))
-            else:
-                feeds[port] = to_port(self.value(name, scope, step.where), ports[port], step.where)
-        for port, value in step.literals.items():
-            if port in ports:
-                key = step.where, port
-                feeds[port] = self._literals.setdefault(key, literal(value, ports[port]))
-        groups = {name: self.states[name] for name in loaded.states}
-        added = {name: self._admit(group, feeds, step) for name, group in groups.items()}
-        want, into = list(step.outputs), dict[str, Array]()
-        for name, group in groups.items():
-            feeds.update(group.feeds(added[name]))
-            into.update(group.into())
-            want += [port for port in group.keep if port not in step.outputs]
-        for port_, state, field in fields:
-            feeds[port_.name] = self.states[state].field(field, added.get(state, 0), port_)
-        keep, began = [port for group in groups.values() for port in group.keep], time.perf_counter()
-        try:
-            outputs = self._graphs[loaded.name].run(feeds, want, keep=keep, into=into)
-        except Exception as error:  # an engine may raise anything
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise BackendError(
-                f"graph {loaded.name!r} ({loaded.place.file}) failed: {reason}", where=step.where
-            ) from error
-        self.record.graph(loaded.name, began)
-        for name, group in groups.items():
-            group.commit(outputs, added[name])
-        graph = self._graphs[loaded.name]  # a buffer is written again by the next run: a value is a copy of it
-        return {port: into[port].copy() if port in into else graph.array(outputs[port]) for port in step.outputs}
-
-    def _admit(self, group: Group, feeds: Mapping[str, Array], step: Run) -> int:
-        """The number of tokens that this run adds to the state, once it is known that the state takes them."""
-        n = feeds[group.spec.tokens].shape[1] if group.spec.tokens else 1
-        if group.capacity is not None and group.length + n > group.capacity:
-            message = f"{group.length + n} positions, and state {group.name!r} holds at most {group.capacity}"
-            raise UsageError(message, where=step.where, hint="Shorten the prompt")
-        if group.most is not None and n > group.most:
-            raise UsageError(f"state {group.name!r} takes {group.most} tokens at once, not {n}", where=step.where)
-        return n
 
     # -- if, loop, generate -----------------------------------------------------------------------------------------
 

@@ -139,7 +139,7 @@ def _greedy(scores: NDArray[Any]) -> int:
     if scores.ndim != 1 or scores.size == 0:
         raise BackendError(f"logits have the shape {list(scores.shape)}, but one vector [V] is expected")
     best = int(np.argmax(scores))  # a NaN counts as the largest
-    if not np.isfinite(scores[best]):
+    if not math.isfinite(scores[best]):
         what = "exclude every id" if scores[best] == -math.inf else f"hold {scores[best]} at id {best}"
         raise BackendError(f"logits {what}", hint="The graph computed no scores: check its inputs and its precision")
     return best

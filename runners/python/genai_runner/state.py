@@ -128,19 +128,18 @@ class Group(ABC):
 
     def field(self, name: str, n: int, port: Port) -> Array:
         """`state.field` for a run of n tokens, in the dtype and rank of `port`."""
-        value = self._field(name, n)
-        dtype = DTYPES[port.dtype]
-        if value.ndim == 0:
-            return value.astype(dtype).reshape((1,) * len(port.dims))
+        value, dtype = self._field(name, n), DTYPES[port.dtype]
+        if isinstance(value, int):
+            return np.array(value, dtype, ndmin=len(port.dims))
         return value.astype(dtype).reshape(-1) if len(port.dims) == 1 else value.astype(dtype)
 
-    def _field(self, name: str, n: int) -> Array:
+    def _field(self, name: str, n: int) -> Array | int:
         total = self.length + n
         if name == "mask":
             return self._mask(total)
         if name == "positions":
             return np.arange(self.length, total, dtype=np.int64)[None]
-        return np.asarray({"len": self.length, "total": total, "last": total - 1, "capacity": self.capacity or 0}[name])
+        return {"len": self.length, "total": total, "last": total - 1, "capacity": self.capacity or 0}[name]
 
     def _mask(self, total: int) -> Array:
         return np.ones((1, total), np.int64)

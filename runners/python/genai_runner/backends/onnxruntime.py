@@ -24,6 +24,9 @@ from .base import Array, Graph, LoadOptions, Tensor
 ACCURACY_LEVELS = {"exact": 1, "fast": 4}
 """Of MatMulNBits: float32 activations and sums; activations rounded to eight bits, block by block, at each product."""
 
+SMALL = 1 << 14
+"""Bytes of an input that is copied into a buffer which stays bound: binding costs more than that."""
+
 
 class OnnxRuntimeGraph:
     """A session and, for one request, its bindings: only what changes from run to run is bound anew."""
@@ -37,6 +40,7 @@ class OnnxRuntimeGraph:
         self._pinned = pinned
         self._binding = session.io_binding()
         self._bound: dict[str, Tensor] = {}
+        self._held: dict[str, Array] = {}  # bound copies of inputs that are small and new in every run
         self._places: dict[str, int] = {}  # of every output that is bound, in the order of binding
         self._written: dict[str, Array] = {}  # outputs that are written in place
 
@@ -64,16 +68,27 @@ class OnnxRuntimeGraph:
         into = into or {}
         for name, tensor in feeds.items():
             if self._bound.get(name) is not tensor:
-                self._bind_input(name, tensor)
+                self._bind_input(name, tensor, into)
         fresh = [name for name in want if name not in into]
         self._bind_outputs(fresh, into, keep)
         self._session.run_with_iobinding(self._binding)
         # One by one out of the engine's own list: wrapping every buffer of a cache takes a tenth of a fast step.
         outputs, places = self._binding.get_outputs_as_ortvaluevector(), self._places
-        kept = {name: ort.OrtValue(outputs[places[name]]) for name in fresh if name in keep}
-        return {name: kept[name] if name in kept else outputs[places[name]].numpy() for name in fresh}
+        given = ((name, outputs[places[name]]) for name in fresh)
+        return {name: ort.OrtValue(value) if name in keep else value.numpy() for name, value in given}
 
-    def _bind_input(self, name: str, tensor: Tensor) -> None:
+    def _bind_input(self, name: str, tensor: Tensor, into: Mapping[str, Array]) -> None:
+        small = isinstance(tensor, np.ndarray) and tensor.nbytes <= SMALL and self._memory[0] == CPU
+        if small and not any(tensor is array for array in into.values()):
+            held = self._held.get(name)
+            if held is not None and held.shape == tensor.shape:
+                held[...] = tensor
+                return
+            self._held[name] = held = np.array(tensor, order="C")
+            self._binding.bind_cpu_input(name, held)
+            self._bound.pop(name, None)
+            return
+        self._held.pop(name, None)
         if isinstance(tensor, np.ndarray):
             self._binding.bind_cpu_input(name, np.require(tensor, requirements="C"))
             if not tensor.flags.c_contiguous:  # a copy was bound: later writes to the original would not be seen
@@ -84,7 +99,7 @@ class OnnxRuntimeGraph:
         self._bound[name] = tensor
 
     def _bind_outputs(self, fresh: list[str], into: Mapping[str, Array], keep: Collection[str]) -> None:
-        if self._places.keys() != {*fresh, *into}:
+        if len(self._places) != len(fresh) + len(into) or not all(name in self._places for name in (*fresh, *into)):
             self._binding.clear_binding_outputs()
             self._places = {name: place for place, name in enumerate([*into, *fresh])}
             self._written = {}

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A `run` of a graph: what goes in by which port, and what its states take out.
+
+The same run is made for every token, between runs that fill the processor's caches with weights: so all that stays the
+same is looked up once, and a step touches little memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from genai_bundle.errors import BackendError, UsageError
+from genai_bundle.manifest import Run
+
+from .backends.base import Array, Tensor
+from .state import Group
+from .values import Value, literal, to_port
+
+if TYPE_CHECKING:
+    from .interpreter import Request, Scope
+
+
+class GraphRun:
+    """One `run` step of one request, as often as it is asked for."""
+
+    def __init__(self, request: Request, step: Run) -> None:
+        self.step, self._request = step, request
+        self._loaded = loaded = request.program.graphs[step.target]
+        self._graph, ports = request.graph(step.target), loaded.ports.inputs
+        named = {
+            port: name.partition(".") for port, name in step.inputs.items() if port in ports
+        }  # a variant may lack some
+        self._values = [(ports[port], name) for port, (name, dot, _) in named.items() if not dot]
+        self._fields = [(ports[port], request.states[name], field) for port, (name, dot, field) in named.items() if dot]
+        self._given = {port: value for port, value in step.literals.items() if port in ports}
+        self._literals = {port: literal(value, ports[port]) for port, value in self._given.items()}
+        self._groups = [request.states[name] for name in loaded.states]
+
+    def set_literal(self, port: str, value: Any) -> None:
+        """Feed `port` with this value from now on, in place of what the step's `with` says."""
+        if self._given.get(port) != value:
+            self._given[port], self._literals[port] = value, literal(value, self._loaded.ports.inputs[port])
+
+    def __call__(self, scope: Scope) -> Mapping[str, Value]:
+        """Run the graph and update its states. Returns what the step takes of its outputs, by port."""
+        request, step = self._request, self.step
+        feeds: dict[str, Tensor] = dict(self._literals)
+        for port, name in self._values:
+            feeds[port.name] = to_port(request.value(name, scope, step.where), port, step.where)
+        added = [self._admit(group, feeds) for group in self._groups]
+        into, keep = dict[str, Array](), list[str]()
+        for group, n in zip(self._groups, added, strict=True):
+            feeds.update(group.feeds(n))
+            into.update(group.into())
+            keep += group.keep
+        for port, group, field in self._fields:
+            n = added[self._groups.index(group)] if group in self._groups else 0
+            feeds[port.name] = group.field(field, n, port)
+        want = [*step.outputs, *(port_ for port_ in keep if port_ not in step.outputs)]
+        began = time.perf_counter()
+        try:
+            outputs = self._graph.run(feeds, want, keep=keep, into=into)
+        except Exception as error:  # an engine may raise anything
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            message = f"graph {self._loaded.name!r} ({self._loaded.place.file}) failed: {reason}"
+            raise BackendError(message, where=step.where) from error
+        request.record.graph(self._loaded.name, began)
+        for group, n in zip(self._groups, added, strict=True):
+            group.commit(outputs, n)
+        # A buffer is written again by the next run: a value is a copy of it.
+        return {name: into[name].copy() if name in into else self._graph.array(outputs[name]) for name in step.outputs}
+
+    def _admit(self, group: Group, feeds: Mapping[str, Any]) -> int:
+        """The number of tokens that this run adds to the state, once it is known that the state takes them."""
+        n: int = feeds[group.spec.tokens].shape[1] if group.spec.tokens else 1
+        if group.capacity is not None and group.length + n > group.capacity:
+            message = f"{group.length + n} positions, and state {group.name!r} holds at most {group.capacity}"
+            raise UsageError(message, where=self.step.where, hint="Shorten the prompt")
+        if group.most is not None and n > group.most:
+            message = f"state {group.name!r} takes {group.most} tokens at once, not {n}"
+            raise UsageError(message, where=self.step.where)
+        return n
