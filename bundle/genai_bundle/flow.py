@@ -241,10 +241,10 @@ class Flow:
             fail("P17", f"{len(drawn)} carried names have `{DRAWN}` as their next value, not one", f"{where}.carry")
         inner = self._carried(step, scope, where)
         self._kind(inner.visible[drawn[0]].kind, "i64", f"{where}.carry.{drawn[0]}")
-        if step.draft:
-            seen = {name: value for name, value in inner.visible.items() if name not in step.carry or name == drawn[0]}
-            self._draft(step.draft, Scope(seen))
+        seen = {name: value for name, value in inner.visible.items() if name not in step.carry or name == drawn[0]}
         self.steps(step.do, inner, looping=True, done=done)
+        if step.draft:
+            self._draft(step.draft, Scope(seen), inner)
         self._kind(inner.read(step.logits, f"{where}.logits").kind, "tensor", f"{where}.logits")
         inner.define(DRAWN, Value("i64"), f"{where}.do")
         for output, source in step.emit.items():
@@ -256,9 +256,21 @@ class Flow:
                 self.emit(output, "text", place, looping, done)
         self._carry_on(step, scope, inner, where)
 
-    def _draft(self, draft: Draft, scope: Scope) -> None:
-        """A body beside the other one, which knows the ids alone of what is carried."""
+    def _draft(self, draft: Draft, scope: Scope, body: Scope) -> None:
+        """A body beside the other one, which knows of it the carried ids and what it carries itself."""
+        for name, (given, _) in draft.carry.items():
+            where = f"{draft.where}.carry.{name}"
+            if given not in body.own:
+                fail("P32", f"the body assigns no {given!r}", where, nearest(given, body.own))
+            self._kind(body.visible[given].kind, "tensor", where)
+            scope.define(name, Value("tensor"), where)
+        scope.own.clear()
         self.steps(draft.do, scope, looping=True, done=set())
+        for name, (_, own) in draft.carry.items():
+            where = f"{draft.where}.carry.{name}"
+            if own not in scope.own:
+                fail("P32", f"the draft assigns no {own!r}", where, nearest(own, scope.own))
+            self._kind(scope.visible[own].kind, "tensor", where)
         self._kind(scope.read(draft.logits, f"{draft.where}.logits").kind, "tensor", f"{draft.where}.logits")
         scope.define(DRAWN, Value("i64"), f"{draft.where}.do")
 

@@ -198,11 +198,15 @@ class Emit:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A cheaper body that guesses the tokens of a `generate`. It reads the carried ids under the same name."""
+    """A cheaper body that guesses the tokens of a `generate`. It reads the carried ids under the same name.
+
+    carry: {name: (value of the body, value of the draft)}, which the draft reads of the position before each id.
+    """
 
     do: tuple[Run, ...]
     logits: str
     where: str
+    carry: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

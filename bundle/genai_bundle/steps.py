@@ -142,10 +142,13 @@ def _generate(step: Node) -> Generate:
 
 
 def _draft(node: Node) -> Draft:
-    keys = node.object(("do", "logits"))
+    keys = node.object(("do", "logits"), ("carry",))
     steps = []
     for item, step in zip(keys["do"].items(), parse_steps(keys["do"]), strict=True):
         if not isinstance(step, Run) or step.is_op:
             item.refuse("a draft only runs graphs", "M27")
         steps.append(step)
-    return Draft(tuple(steps), keys["logits"].name(), node.path)
+    carried = keys["carry"].entries() if "carry" in keys else {}
+    pairs = {name: [item.name() for item in value.items(2, 2)] for name, value in carried.items()}
+    carry = {name: (given, own) for name, (given, own) in pairs.items()}
+    return Draft(tuple(steps), keys["logits"].name(), node.path, carry)

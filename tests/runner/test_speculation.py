@@ -12,7 +12,8 @@ import pytest
 import genai_runner
 from conftest import BACKENDS, SAMPLE
 from genai_runner import UsageError
-from genai_runner.speculation import WIDTHS, Lookup, Speculation
+from genai_runner.drafters import Lookup
+from genai_runner.speculation import WIDTHS, Speculation
 from runner.tiny import bundle, counter
 
 PROMPTS = ("Once upon a time there was a cat. Once upon a time there was a", "The sun is red. The sun is")

@@ -92,5 +92,7 @@ def _add_generate(tree: Tree, step: Generate, manifest: Manifest) -> None:
     branch.add(f"{step.logits} → sample → token")
     if step.draft:
         draft = branch.add(f"draft: {step.draft.logits} guesses tokens")
+        if step.draft.carry:
+            draft.add(f"carry {_carried(step.draft.carry)}")
         _add(draft, step.draft.do, manifest)
     branch.add("emit " + ", ".join(f"{value} ⇒ {output}" for output, value in step.emit.items()))

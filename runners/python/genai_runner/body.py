@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genai_bundle.manifest import Run, Step
+from genai_bundle.flow import runs
+from genai_bundle.manifest import Emit, Generate, Run, Step
 
 from .backends.base import Array
 from .state import Group
@@ -31,6 +33,10 @@ class Body:
     def twin(self, request: Request, scope: Scope) -> Body:
         """The same steps for another request of the same program."""
         return Body(request, self._do, self._logits, scope, self._ids)
+
+    def take(self, do: Sequence[Step]) -> None:
+        """Go on with these steps: the same ones, which name more or fewer of what they compute."""
+        self._do = do
 
     @property
     def only_ids(self) -> bool:
@@ -68,14 +74,20 @@ class Body:
 
     def compute(self, ids: Sequence[int]) -> Array:
         """f[V], the logits behind `ids`, of steps that emit nothing and carry ids only; in as many runs as it takes."""
+        return self.follow(ids, {})[0]
+
+    def follow(self, ids: Sequence[int], along: Mapping[str, Array]) -> tuple[Array, Scope]:
+        """The same of steps that read values beside the ids, `along` [1, n, ..]; and the names of the last run."""
+        done = 0
         for piece in self.pieces(ids):
-            run = self.run(piece, {})
+            run = self.run(piece, {name: array[:, done : done + len(piece)] for name, array in along.items()})
             try:
                 while True:
                     next(run)
             except StopIteration as end:
-                logits: Array = end.value[0][-1]
-        return logits
+                logits, inner = end.value
+            done += len(piece)
+        return logits[-1], inner
 
     def rewind(self, count: int) -> None:
         """Let every state forget its last `count` positions. UsageError where one cannot; nothing has changed then."""
@@ -103,6 +115,33 @@ class Body:
             fed = [ports.inputs[port] for port in named if port in ports.inputs]
             return None, any(isinstance(dim, str) and len(port.dims) > 1 and port.dims[1] == dim for port in fed)
         return None, False
+
+
+def bare(step: Generate) -> tuple[Step, ...]:
+    """The steps of its body, without the names that only its draft reads: nothing is fetched that nobody asks for."""
+    if step.draft is None or not step.draft.carry:
+        return step.do
+    read = {step.logits, *(following for _, following in step.carry.values()), *_names_read(step.do)}
+    spare = {given for given, _ in step.draft.carry.values()} - read
+    return tuple(
+        replace(one, outputs={port: name for port, name in one.outputs.items() if name not in spare})
+        if isinstance(one, Run)
+        else one
+        for one in step.do
+    )
+
+
+def _names_read(steps: Sequence[Any]) -> set[str]:
+    """At least the names that steps read, at any depth."""
+    found: set[str] = set()
+    for step in steps:
+        if isinstance(step, Run):
+            found |= {*step.inputs.values()}
+        elif isinstance(step, Emit):
+            found |= {*step.values.values()}
+        else:  # a loop or a branch: rare here, and its names are not sorted out
+            found |= {name for run in runs([step]) for name in run.outputs.values()}
+    return found
 
 
 def _graphs_of(steps: Sequence[Any]) -> set[str]:

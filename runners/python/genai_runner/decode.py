@@ -19,7 +19,7 @@ from genai_bundle.errors import BackendError, UsageError
 from genai_bundle.manifest import Generate
 
 from .backends.base import Array
-from .body import Body
+from .body import Body, bare
 from .context import free, room_for, to_run
 from .expand import ids_name
 from .forking import forked
@@ -27,7 +27,7 @@ from .metrics import Metrics
 from .processors import begin, finished, restart
 from .sampling import sample
 from .sequences import TokenLogprob, logprob_of
-from .speculation import speculation
+from .speculation import saw, speculation
 from .text import TextStream
 from .values import Emission, Value
 
@@ -47,7 +47,7 @@ class Decoder:
         self._request, self._step, self._scope = request, step, scope
         self._ids = ids_name(step)
         self._carried = {name: request.value(init, scope, step.where) for name, (init, _) in step.carry.items()}
-        self._body = Body(request, step.do, step.logits, scope, self._ids)
+        self._body = Body(request, bare(step), step.logits, scope, self._ids)
         self.tokens: list[int] = [int(token) for token in np.asarray(self._carried[self._ids]).flat]
         if not self.tokens:
             raise UsageError("the prompt is empty: there is no token to begin with", where=step.where)
@@ -267,8 +267,10 @@ class Decoder:
         self._pending = to_run(self._body, self._request.options, self.tokens, self._pending)
         guesses = self._guess()
         begin(self.processors, self.tokens)
+        place = len(self.tokens) - len(self._pending)
         for piece in self._body.pieces([*self._pending, *guesses]):
             logits, inner = yield from self._body.run(piece, self._carried, 1 + len(guesses))
+            place = saw(self._speculation, place, len(piece), inner)
         for name, (_, following) in self._step.carry.items():
             if name != self._ids:
                 self._carried[name] = inner[following]

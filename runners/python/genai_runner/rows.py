@@ -18,7 +18,7 @@ from genai_bundle.manifest import Generate, Run
 
 from .arguments import Arguments
 from .backends.base import Array
-from .body import Body
+from .body import Body, bare
 from .expand import ids_name
 from .interpreter import Request, Scope
 from .program import LoadedGraph, Program
@@ -35,7 +35,7 @@ class Rows:
 
     def __init__(self, program: Program, step: Generate, adapter: str | None) -> None:
         self._program, self._step, self._ids = program, step, ids_name(step)
-        self._runs = [one for one in step.do if isinstance(one, Run)]
+        self._runs = [one for one in bare(step) if isinstance(one, Run)]
         names = {one.target for one in self._runs}
         apply = program.adapters.apply
         self._graphs = {name: apply(adapter, name, program.graphs[name].graph) for name in names}

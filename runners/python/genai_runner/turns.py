@@ -12,6 +12,7 @@ from .backends.base import Array
 from .context import to_run
 from .decode import Decoder
 from .options import SHIFT
+from .speculation import saw
 from .state import Saved
 from .values import Emission
 
@@ -32,7 +33,7 @@ class TurnDecoder(Decoder):
         self._pending = to_run(self._body, self._request.options, self.tokens, self._pending)
         if len(self._carried) == 1 and len(self._pending) > most:
             piece = self._body.pieces(self._pending[:most])[0]
-            for emission in self._body.run(piece, self._carried):
+            for emission in self._run(piece):
                 put(emission)
             self._request.record.prefill_tokens += len(piece)
             self._pending = self._pending[len(piece) :]
@@ -40,6 +41,11 @@ class TurnDecoder(Decoder):
         for emission in self._forward():
             put(emission)
         return True
+
+    def _run(self, piece: list[int]) -> Iterator[Emission]:
+        """Run the first of the pending tokens."""
+        _, inner = yield from self._body.run(piece, self._carried)
+        saw(self._speculation, len(self.tokens) - len(self._pending), len(piece), inner)
 
     def hand_over(self) -> tuple[dict[str, Saved], int]:
         """What the states hold, which are empty then, and for how many tokens."""
