@@ -18,10 +18,10 @@ READING = [
     {"errors"},
     {"records", "names", "paths", "layout", "ports", "schemas", "canonical"},
     {"digest", "staging", "archive", "directory", "document", "literals"},
-    {"steps", "sections", "signatures", "manifest"},
+    {"steps", "sections", "signatures", "prefixes", "manifest"},
     {"container", "sanitize", "adapters"},
     {"bundle", "writer"},
-    {"flow", "wiring", "check"},
+    {"flow", "wiring", "check", "prefix_check"},
 ]
 """genai_bundle's own modules in the order of their dependence; `bundle` alone looks up: it calls `check`, late."""
 

@@ -18,6 +18,7 @@ from .errors import ContainerError, IntegrityError
 from .layout import MAX_SIGNATURE, is_weights
 from .manifest import parse_manifest
 from .ports import Ports
+from .prefixes import base_id, prefix_files
 from .records import CHUNK_SIZE, MANIFEST_MEMBER, SIGNATURE_MEMBER, UNLISTED, FileEntry, Manifest
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ class Bundle:
         self.id = bundle_id(bytes(container.view(MANIFEST_MEMBER)))
 
     @property
+    def base_id(self) -> str:
+        """The id that the bundle would have without its prefixes."""
+        return base_id(self.manifest) if self.manifest.prefixes else self.id
+
+    @property
     def path(self) -> Path:
         return self._container.path
 
@@ -93,7 +99,8 @@ class Bundle:
         """
         from .sanitize import sanitize
 
-        sizes = {name: member.size for name, member in self.members.items()}
+        kept = prefix_files(self.manifest)  # no weights lie there: they would be no part of the base id
+        sizes = {name: member.size for name, member in self.members.items() if name not in kept}
         return sanitize(self.view(path), file=path, members=sizes, domains=self._domains(path))
 
     def ports(self, path: str) -> Ports:

@@ -16,6 +16,7 @@ from .layout import is_weights
 from .literals import problem
 from .names import at
 from .ports import placeholders
+from .prefix_check import arrays, check_prefixes
 from .records import (
     ADAPTER,
     DOCS_FOLDER,
@@ -70,6 +71,7 @@ def check_manifest(manifest: Manifest) -> None:
             fail("P18", "no step runs this graph", f"graphs.{name}")
     for index, test in enumerate(manifest.tests):
         _check_test(manifest, test, f"tests[{index}]")
+    check_prefixes(manifest)
 
 
 def _check_input(name: str, given: Input) -> None:
@@ -179,6 +181,8 @@ def _named_members(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for name, adapter in manifest.adapters.items():
         for graph_name, file in adapter.graphs.items():
             yield file, at(f"{at('adapters', name)}.graphs", graph_name)
+    for name, prefix in manifest.prefixes.items():
+        yield from ((array.file, place) for place, array in arrays(prefix, at("prefixes", name)))
     if manifest.text is not None:
         yield manifest.text.tokenizer, "text.tokenizer"
         if manifest.text.template is not None:

@@ -11,6 +11,7 @@ from .canonical import parse
 from .document import Node
 from .errors import ManifestError, VersionError
 from .names import FORMAT, LICENSE, WORD
+from .prefixes import parse_prefix
 from .records import (
     CHUNK_SIZE,
     MANIFEST_MEMBER,
@@ -29,9 +30,11 @@ from .records import (
     Loop,
     Manifest,
     Output,
+    Prefix,
     Run,
     State,
     Step,
+    StoredArray,
     Test,
     Text,
     Tolerance,
@@ -74,9 +77,11 @@ __all__ = [
     "Loop",
     "Manifest",
     "Output",
+    "Prefix",
     "Run",
     "State",
     "Step",
+    "StoredArray",
     "Test",
     "Text",
     "Tolerance",
@@ -90,7 +95,7 @@ FEATURES = ("domain:com.microsoft",)
 _REQUIRED = ("format", "name", "files", "graphs", "inputs", "outputs", "steps")
 _OPTIONAL = (
     *("requires", "version", "task", "description", "license", "authors", "source"),
-    *("adapters", "state", "text", "generation", "tests"),
+    *("adapters", "prefixes", "state", "text", "generation", "tests"),
 )
 
 
@@ -116,6 +121,7 @@ def parse_manifest(raw: bytes) -> Manifest:
         files=parse_files(top["files"]),
         graphs={name: parse_graph(node) for name, node in top["graphs"].entries().items()},
         adapters=_adapters(top["adapters"]) if "adapters" in top else {},
+        prefixes=_prefixes(top["prefixes"]) if "prefixes" in top else {},
         inputs={name: parse_input(node) for name, node in top["inputs"].entries().items()},
         outputs={name: parse_output(node) for name, node in top["outputs"].entries().items()},
         state={name: parse_state(node) for name, node in top["state"].entries().items()} if "state" in top else {},
@@ -161,6 +167,10 @@ def _check_version(top: Node) -> bool:
 
 def _adapters(node: Node) -> dict[str, Adapter]:
     return {name: parse_adapter(entry) for name, entry in node.entries(WORD).items()}
+
+
+def _prefixes(node: Node) -> dict[str, Prefix]:
+    return {name: parse_prefix(entry) for name, entry in node.entries(WORD).items()}
 
 
 def _source(node: Node) -> dict[str, Json]:

@@ -94,6 +94,36 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredArray:
+    """An array in a shard: `dims` elements of `type`, little-endian and row by row, from the byte `offset` on."""
+
+    file: str
+    offset: int
+    type: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A fixed beginning of prompts, and what it left in the states: `states` {state: {past port: array}}.
+
+    of: what `ids` are the beginning of: `system` and perhaps `tools`, or `prompt`. computed: how, as the document has
+    it.
+    """
+
+    ids: tuple[int, ...]
+    of: Mapping[str, Json]
+    states: Mapping[str, Mapping[str, StoredArray]]
+    computed: Mapping[str, Json]
+    adapter: str | None = None
+
+    @property
+    def files(self) -> frozenset[str]:
+        """The members that hold its arrays."""
+        return frozenset(array.file for ports in self.states.values() for array in ports.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
     """What a caller gives. `dims` is None for a scalar, a text, bytes and messages; `rate` (Hz) belongs to audio."""
 
@@ -275,6 +305,7 @@ class Manifest:
     steps: tuple[Step, ...]
     state: Mapping[str, State] = field(default_factory=dict)
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    prefixes: Mapping[str, Prefix] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
     version: str | None = None
     task: str | None = None

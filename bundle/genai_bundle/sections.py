@@ -44,7 +44,7 @@ COMPARISONS: tuple[Literal["exact", "tokens"], ...] = ("exact", "tokens")
 _CHANGEABLE = ("update", "capacity", "window", "axis", "tokens", "ports")
 
 
-def _path(node: Node) -> str:
+def parse_path(node: Node) -> str:
     if not isinstance(node.value, str) or not is_path(node.value):
         node.fail("a member's path such as weights/decoder-00.bin", "M11")
     return node.value
@@ -56,7 +56,7 @@ def parse_files(node: Node) -> dict[str, FileEntry]:
     found: dict[str, FileEntry] = {}
     for key, value in node.value.items():
         entry = Node(value, f"files[{key!r}]", node.strict)
-        path = _path(Node(key, entry.path))
+        path = parse_path(Node(key, entry.path))
         if path.lower() in UNLISTED:
             entry.refuse("this member is never listed", "M12")
         found[path] = _file(path, entry)
@@ -82,7 +82,7 @@ def _digest(node: Node) -> str:
 
 
 def _graph_file(node: Node) -> str:
-    path = _path(node)
+    path = parse_path(node)
     if "/" in path:
         node.fail("a path without a folder", "M16")
     return path
@@ -205,8 +205,8 @@ def parse_text(node: Node) -> Text:
     keys = node.object(("tokenizer",), ("template", "eos", "special", "reply"))
     special = keys["special"].entries() if "special" in keys else {}
     return Text(
-        tokenizer=_path(keys["tokenizer"]),
-        template=_path(keys["template"]) if "template" in keys else None,
+        tokenizer=parse_path(keys["tokenizer"]),
+        template=parse_path(keys["template"]) if "template" in keys else None,
         eos=tuple(token.integer(0, 2**32 - 1) for token in keys["eos"].items()) if "eos" in keys else (),
         special={name: text.string() for name, text in special.items()},
         reply=_reply(keys["reply"]) if "reply" in keys else {},
@@ -271,7 +271,7 @@ def parse_test(node: Node) -> Test:
 
 def _test_value(node: Node) -> Json:
     """JSON as it stands, or `{"file": member}`."""
-    return {"file": _path(node.object(("file",))["file"])} if isinstance(node.value, dict) else node.value
+    return {"file": parse_path(node.object(("file",))["file"])} if isinstance(node.value, dict) else node.value
 
 
 def _compare(node: Node) -> Literal["exact", "tokens"] | Tolerance:

@@ -12,6 +12,7 @@ from .errors import GraphError
 from .flow import Flow, nearest, runs, states_of
 from .names import at
 from .ports import Port, Ports, match_ports
+from .prefix_check import check_arrays
 from .records import Manifest, Run, State
 
 
@@ -48,6 +49,7 @@ def check_graphs(manifest: Manifest, ports: Mapping[str, Ports]) -> None:
                 for file, states in zip(files, bound, strict=True):
                     _check_bindings(step, file, states)
     Flow(manifest, {name: files[0].ports for name, files in graphs.items()}).walk()
+    check_arrays(manifest, ports)
 
 
 def _files(manifest: Manifest, name: str, ports: Mapping[str, Ports]) -> list[GraphFile]:

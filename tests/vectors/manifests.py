@@ -289,7 +289,7 @@ def noted(document: Any) -> Any:
 
 def valid_cases() -> Iterator[Case]:
     """Documents that every reader accepts."""
-    from . import adapters, drafts, replies
+    from . import adapters, drafts, prefixes, replies
 
     yield Case("small", "One graph, run once", SMALL, {"double.onnx": graph(DOUBLE)})
     yield Case("chat", "A chat model with a tuned variant and golden vectors", CHAT, CHAT_MEMBERS)
@@ -313,6 +313,7 @@ def valid_cases() -> Iterator[Case]:
     yield from adapters.valid()
     yield from replies.valid()
     yield from drafts.valid()
+    yield from prefixes.valid()
     nothing = {"format": "1.0", "name": "nothing", "graphs": {}, "inputs": {}, "outputs": {}, "steps": []}
     yield Case("nothing", "All that is required, all of it empty", nothing)
     kept = {"weights/unused-00.bin": bytes(70_000), "docs/LICENSE": b"MIT\n", "double.onnx": graph(DOUBLE)}
@@ -327,12 +328,13 @@ def valid_cases() -> Iterator[Case]:
 
 def invalid_cases() -> Iterator[Case]:
     """Documents that every reader refuses, each by its rule."""
-    from . import adapters, drafts, grammar_faults, manifest_faults, replies
+    from . import adapters, drafts, grammar_faults, manifest_faults, prefixes, replies
 
     yield from manifest_faults.faults()
     yield from adapters.faults()
     yield from replies.faults()
     yield from drafts.faults()
+    yield from prefixes.faults()
     yield from grammar_faults.faults()
 
 

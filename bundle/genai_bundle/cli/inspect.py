@@ -25,6 +25,9 @@ Examples:
   genai-bundle inspect tiny-stories.genai --json
 """
 
+SHOWN_TEXT = 48
+"""Characters of a saved prefix's text that its line shows."""
+
 SHOWN_OPS = 6
 """Operators named in a graph's line; the JSON form has them all."""
 
@@ -84,6 +87,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
         "generation": dict(manifest.generation),
         "reply": dict(manifest.text.reply) if manifest.text else {},
         "adapters": {name: _adapter(bundle, name) for name in manifest.adapters},
+        "prefixes": {name: _prefix(manifest, name) for name in manifest.prefixes},
         "state": {name: _state(manifest, name) for name in manifest.state},
         "graphs": {name: _graph(bundle, name) for name in manifest.graphs},
         "members": [
@@ -110,6 +114,16 @@ def _adapter(bundle: Bundle, name: str) -> dict[str, Any]:
     sizes = [prod(int(dim) for dim in port.dims) * VALUES[port.dtype] for port in ports]
     about = {"description": adapter.description} if adapter.description else {}
     return {**about, "graphs": dict(adapter.graphs), "tensors": len(sizes), "size": sum(sizes)}
+
+
+def _prefix(manifest: Manifest, name: str) -> dict[str, Any]:
+    """What a saved prefix is the beginning of, with what it was computed, and its bytes."""
+    from genai_bundle.prefixes import array_size
+
+    prefix = manifest.prefixes[name]
+    size = sum(array_size(array) for ports in prefix.states.values() for array in ports.values())
+    about = {"of": dict(prefix.of), "adapter": prefix.adapter, "computed": dict(prefix.computed)}
+    return {"tokens": len(prefix.ids), "size": size, **about}
 
 
 def _graph(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -172,6 +186,9 @@ def _print(facts: Mapping[str, Any], manifest: Manifest) -> None:
     if facts["adapters"]:
         out.print()
         out.print(_table("adapters", list(_adapter_rows(facts["adapters"]))))
+    if facts["prefixes"]:
+        out.print()
+        out.print(_table("saved prefixes", list(_prefix_rows(facts["prefixes"]))))
     out.print()
     out.print("members (sha256)", style="bold")
     width = max((len(member["path"]) for member in facts["members"]), default=0)
@@ -231,6 +248,18 @@ def _adapter_rows(adapters: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         graphs = ", ".join(f"[{graph}]" for graph in adapter["graphs"])
         size = f"{adapter['tensors']} tensors, {console.human_size(adapter['size'])}"
         yield name, graphs, size, adapter.get("description", "")
+
+
+def _prefix_rows(prefixes: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    from genai_bundle.cli import console
+
+    for name, prefix in prefixes.items():
+        computed = prefix["computed"]
+        engine = " ".join([*(f"{name} {version}" for name, version in computed["engines"].items())])
+        variants = ", ".join(sorted({one["variant"] for one in computed["graphs"].values()}))
+        size = f"{prefix['tokens']} tokens, {console.human_size(prefix['size'])}"
+        text = " ".join(prefix["of"].get("prompt", prefix["of"].get("system", "")).split())
+        yield name, size, f"{engine}, {variants}", prefix["adapter"] or "", text[:SHOWN_TEXT]
 
 
 def _model_text(model: Mapping[str, Any]) -> str:

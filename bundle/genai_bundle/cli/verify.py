@@ -142,14 +142,26 @@ def _checks(file: Path, asked: Asked) -> Iterator[Check]:
         with progress("checking digests") as report:
             bundle.verify(report)
         yield Check("digests", "ok", "the bytes of every member")
+        backends = engine_names() if asked.backend == ALL else [asked.backend]
+        yield from _prefixes(file, bundle, backends)
         if not manifest.tests:
             yield Check("golden vectors", "skipped", "the bundle has none: nothing was run")
             return
-        backends = engine_names() if asked.backend == ALL else [asked.backend]
         for name in backends:
             yield from _golden(file, bundle, name, asked)
         if asked.forms == "both" or (asked.forms is None and asked.backend == ALL):
             yield from _in_the_other_form(bundle, backends, asked)
+
+
+def _prefixes(file: Path, bundle: Bundle, backends: Sequence[str]) -> Iterator[Check]:
+    """The saved prefixes in the bundle."""
+    from genai_bundle.cli.verify_prefixes import check_prefixes
+
+    for one in check_prefixes(file, bundle, backends):
+        status: Status = "skipped" if one.exit_code is None else "FAILED" if one.exit_code else "ok"
+        backend, variant = (None, None) if one.exit_code is None else (one.backend, one.variant)
+        more = None, one.difference, one.exit_code or 0
+        yield Check(f"prefix {one.name}", status, one.detail, backend, variant, *more)
 
 
 def _in_the_other_form(bundle: Bundle, backends: Sequence[str], asked: Asked) -> Iterator[Check]:

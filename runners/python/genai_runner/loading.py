@@ -23,10 +23,12 @@ from .adapters import read_adapters
 from .backends.base import Backend, LoadOptions, StatePort, find_backend
 from .cores import available_cores
 from .fitting import AUTO, HOST, PORTABLE, Choice, candidates, choose
+from .packed_prefixes import packed_prefixes
 from .pages import given_back
 from .pipeline import Pipeline
 from .placement import Placement, check_precision, precision_of
 from .prefix_cache import PrefixCache
+from .processor import processor
 from .program import LoadedGraph, Program
 from .saved_prefixes import SavedPrefixes
 from .text import TextCodec
@@ -66,7 +68,7 @@ def load(
     verify: check the digests of all members first, weights too (reads the whole file).
     literal: execute `generate` as the loop that defines it; slow, for tests of runners.
     prefix_cache: bytes in which to keep what requests have computed, for others whose prompts begin alike.
-    saved_prefixes: use what `genai-bundle prefill` has computed for this bundle, see saved_prefixes.py.
+    saved_prefixes: use what `genai-bundle prefill` has computed, in the bundle and for it, see saved_prefixes.py.
     trace: called with each `Event` of every request: what ran when, and for how long; see trace.py.
 
     Raises InvalidBundle before any engine sees a byte of a bundle that breaks a rule; UsageError for an unknown
@@ -147,8 +149,10 @@ def _saved(bundle: Bundle, engine: Backend, graphs: Mapping[str, LoadedGraph]) -
     versions = {one.name: getattr(one, "version", None) for one in (engine, *engines.values())}
     if not all(versions.values()):
         return None
-    how = {name: [one.variant, one.file, one.backend, one.device, one.precision] for name, one in places.items()}
-    return SavedPrefixes({"bundle": bundle.id, "backend": engine.name, "versions": versions, "graphs": how})
+    keys = ("variant", "backend", "device", "precision")
+    how = {name: {key: getattr(one, key) for key in keys} for name, one in places.items()}
+    key = {"backend": engine.name, "engines": versions, "processor": processor(), "graphs": how}
+    return SavedPrefixes({"bundle": bundle.base_id, **key}, packed_prefixes(bundle))
 
 
 def _load_graph(bundle: Bundle, name: str, choice: Choice) -> LoadedGraph:

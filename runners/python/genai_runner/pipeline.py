@@ -118,6 +118,10 @@ class Pipeline:
         """The same pipeline, with a cache of its own of what requests have computed."""
         return Pipeline(self.bundle, replace(self._program, prefixes=prefixes), self.backend_name)
 
+    def forgetful(self) -> Pipeline:
+        """The same pipeline, which computes all anew and keeps nothing of it."""
+        return Pipeline(self.bundle, replace(self._program, prefixes=None, saved=None), self.backend_name)
+
     def generator(self, prompt: Value = None, /, **inputs_and_options: Value) -> Decoder:
         """The mid-level interface: everything before the pipeline's `generate` is run, the rest is the caller's."""
         request, scope = self._request(prompt, inputs_and_options, None)
@@ -137,7 +141,7 @@ class Pipeline:
 
     @property
     def saved_prefixes(self) -> SavedPrefixes | None:
-        """What `prefill` left in files for this bundle, engine and way of loading, unless `load` was told not to."""
+        """What `prefill` left for this bundle, engine and way of loading, unless `load` was told not to."""
         return self._program.saved
 
     @property

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States of prefixes that were computed once and lie in the user's cache folder: `genai-bundle prefill`.
+"""States of prefixes that were computed once: `genai-bundle prefill`.
 
-A folder holds what one bundle computed with one engine in one way; its name is a digest of all of that, and each file
-repeats it. A file is NumPy's .npz, not compressed: `about` (JSON), `ids`, and the arrays of the states by number. The
-ids are read with the first request, the states when a prompt begins with them.
+They lie in the bundle (packed_prefixes.py), or in the user's cache folder. There, a folder holds what one bundle
+computed with one engine in one way; its name is a digest of all of that, and each file repeats it. A file is NumPy's
+.npz, not compressed: `about` (JSON), `ids`, and the arrays of the states by number. The ids are read with the first
+request, the states when a prompt begins with them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -32,9 +33,12 @@ from .cache_folder import VARIABLE, cache_folder
 from .prefix_cache import fits
 from .state import Saved
 
-FORMAT, PART, SUFFIX = 1, "prefixes", ".npz"
+FORMAT, PART, SUFFIX = 2, "prefixes", ".npz"
 DAMAGED = (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile)
 """What reading a file that was cut off, changed or made by somebody else may raise."""
+
+SHOWN = 48
+"""Characters of a prefix that are kept for lists."""
 
 Arrays = Mapping[tuple[str, str], Array]
 """States of one prefix by state and past port."""
@@ -42,39 +46,38 @@ Arrays = Mapping[tuple[str, str], Array]
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """One file. `names`: state and past port of each of its arrays, in their order. `name`, `text`: for people."""
+    """One prefix. `file`: its own, or the bundle that it lies in. `name`, `text`: for people.
 
+    names: state and past port of each of its arrays, in their order. inside: the arrays, where it lies in the bundle.
+    """
+
+    id: str
     file: Path
+    nbytes: int
     key: Mapping[str, Any]
     adapter: str | None
     ids: tuple[int, ...]
     names: tuple[tuple[str, str], ...]
     name: str
     text: str
-
-    @property
-    def id(self) -> str:
-        return self.file.stem
-
-    @property
-    def nbytes(self) -> int:
-        return self.file.stat().st_size
+    inside: Arrays | None = field(default=None, compare=False, repr=False)
 
 
 class SavedPrefixes:
     """The prefixes of one loaded bundle. May be used from several threads. The one used last stays in memory.
 
-    key: all that its states depend on beside ids and adapter.
+    key: all that its states depend on beside ids and adapter. packed: those that lie in the bundle.
     """
 
-    def __init__(self, key: Mapping[str, Any]) -> None:
-        self.key: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
+    def __init__(self, key: Mapping[str, Any], packed: Sequence[Prefix] = ()) -> None:
+        self.key: dict[str, Any] = json.loads(json.dumps(key))
+        self.packed = tuple(packed)
         self._known: list[Prefix] | None = None
         self._last: tuple[Prefix, Arrays] | None = None
         self._lock = threading.Lock()
 
     def recall(self, body: Body, adapter: str | None, tokens: Sequence[int], held: int) -> int:
-        """Let the body's states, which hold the first `held` tokens, hold more of them if a file does; how many."""
+        """Let the body's states, which hold the first `held` tokens, hold more of them if a prefix does; how many."""
         with self._lock:
             if self._known is None:
                 self._known = self._look()
@@ -99,7 +102,7 @@ class SavedPrefixes:
             raise UsageError("there is no cache folder that can be written", hint=f"Set {VARIABLE} to one")
         digest = hashlib.sha256(json.dumps([adapter, *ids]).encode()).hexdigest()[:12]
         names = sorted(arrays)
-        about = {"key": self.key, "adapter": adapter, "states": names, "name": name, "text": text}
+        about = {"format": FORMAT, "key": self.key, "adapter": adapter, "states": names, "name": name, "text": text}
         members = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8), "ids": np.array(ids, np.int64)}
         members |= {str(number): _plain(arrays[one]) for number, one in enumerate(names)}
         file = folder / f"{digest}{SUFFIX}"
@@ -118,17 +121,19 @@ class SavedPrefixes:
 
     def _folder(self) -> Path | None:
         above = cache_folder(PART)
-        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:24]
+        digest = hashlib.sha256(json.dumps([FORMAT, self.key], sort_keys=True).encode()).hexdigest()[:24]
         return above / digest if above else None
 
     def _look(self) -> list[Prefix]:
-        """What the folder holds, the longest first."""
+        """What the bundle and the folder hold of the same key, the longest first, of equals those in the bundle."""
         folder = self._folder()
-        found = [one for one in _prefixes(folder) if one.key == self.key] if folder else []
+        found = [one for one in (*self.packed, *(_prefixes(folder) if folder else ())) if one.key == self.key]
         return sorted(found, key=lambda one: -len(one.ids))
 
     def _arrays(self, prefix: Prefix, body: Body) -> Arrays | None:
         """The states in a prefix's file; None, and a warning, where it does not hold what it should."""
+        if prefix.inside is not None:  # checked when the bundle was opened
+            return prefix.inside
         if self._last is not None and self._last[0] == prefix:
             return self._last[1]
         forms = {(g.name, port): g.form(port, len(prefix.ids)) for g in body.states for port in g.pairs}
@@ -145,7 +150,7 @@ class SavedPrefixes:
 
 
 def every(bundle: str | None = None) -> list[Prefix]:
-    """All saved prefixes, or those of the bundle with this id."""
+    """All prefixes in the cache folder, or those of the bundle with this id (without its prefixes)."""
     above = cache_folder(PART)
     folders = sorted(above.iterdir()) if above else []
     found = [one for folder in folders for one in _prefixes(folder)]
@@ -157,6 +162,11 @@ def remove(prefix: Prefix) -> None:
     prefix.file.unlink(missing_ok=True)
     with suppress(OSError):
         prefix.file.parent.rmdir()
+
+
+def shown(text: str) -> str:
+    """The beginning of a text, for lists."""
+    return " ".join(text.split())[:SHOWN]
 
 
 def clear() -> None:
@@ -173,10 +183,13 @@ def read(file: Path) -> Prefix:
         ids = _member(archive, "ids", None, np.dtype(np.int64))
     texts = [about["name"], about["text"], *([] if about["adapter"] is None else [about["adapter"]])]
     names = tuple((str(state), str(port)) for state, port in about["states"])
+    if about["format"] != FORMAT:
+        raise ValueError(f"format {about['format']}, not {FORMAT}")
     if not isinstance(about["key"], dict) or not all(isinstance(text, str) for text in texts) or not ids.size:
         raise ValueError("other content than a saved prefix has")
     found = tuple(int(one) for one in ids)
-    return Prefix(file, about["key"], about["adapter"], found, names, about["name"], about["text"])
+    known = about["key"], about["adapter"], found, names, about["name"], about["text"]
+    return Prefix(file.stem, file, file.stat().st_size, *known)
 
 
 def _prefixes(folder: Path) -> Iterator[Prefix]:
