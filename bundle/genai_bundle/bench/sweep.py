@@ -7,7 +7,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from genai_bundle.bench import Times
@@ -100,13 +100,31 @@ class Found:
                 yield Ratio(quick.side, row.side, row.context, row.batch, prefill, decode)
 
 
+def together(parts: Sequence[Found]) -> Found:
+    """Several sweeps of the same sides as one: the rounds of all of them, and the first's facts."""
+    rows = {(row.side, row.context, row.batch): row for row in parts[0].rows}
+    left_out = dict.fromkeys(reason for part in parts for reason in part.left_out)
+    for part in parts[1:]:
+        more = {(row.side, row.context, row.batch): row for row in part.rows}
+        rows = {
+            place: replace(row, rounds=[*row.rounds, *more[place].rounds])
+            for place, row in rows.items()
+            if place in more
+        }
+    return Found(parts[0].facts, list(rows.values()), tuple(left_out))
+
+
 def sweep(
-    children: Sequence[Child], contexts: Sequence[int], batches: Sequence[int], steps: int, rounds: int, report: Report
+    children: Sequence[Child],
+    prompts: Mapping[int, Sequence[int]],
+    batches: Sequence[int],
+    steps: int,
+    rounds: int,
+    report: Report,
 ) -> Found:
-    """Run all sides. The first child, one of ours, makes the prompts. One round more warms up and does not count."""
+    """Run all sides on the prompts, by length. One round more warms up and does not count."""
     rows, left_out = [], []
-    for context in contexts:
-        ids = children[0].ids(context)
+    for context, ids in prompts.items():
         for batch in batches:
             able = list(children)
             times: dict[str, list[Times]] = {child.side.name: [] for child in able}
