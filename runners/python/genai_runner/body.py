@@ -28,6 +28,7 @@ class Body:
         names = _graphs_of(do)
         loaded = request.program.graphs.values()
         self.states: list[Group] = [request.states[name] for one in loaded if one.name in names for name in one.states]
+        self._most = min((group.most for group in self.states if group.most), default=None)
         self._count, self.all_positions = self._positions()
 
     def twin(self, request: Request, scope: Scope) -> Body:
@@ -57,7 +58,7 @@ class Body:
 
     def pieces(self, ids: Sequence[int]) -> list[list[int]]:
         """The ids in as many pieces as the states need; nearly always one."""
-        most = min((group.most for group in self.states if group.most), default=len(ids))
+        most = self._most or len(ids)
         return [list(ids[i : i + most]) for i in range(0, len(ids), most)]
 
     def run(

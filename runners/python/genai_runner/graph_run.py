@@ -8,7 +8,7 @@ same is looked up once, and a step touches little memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from genai_bundle.errors import BackendError, UsageError
@@ -37,6 +37,7 @@ class GraphRun:
         self._given = {port: value for port, value in step.literals.items() if port in ports}
         self._literals = {port: literal(value, ports[port]) for port, value in self._given.items()}
         self._groups = [request.states[name] for name in loaded.states]
+        self._parts: Sequence[Mapping[str, Tensor]] | None = None
 
     def set_literal(self, port: str, value: Any) -> None:
         """Feed `port` with this value from now on, in place of what the step's `with` says."""
@@ -50,18 +51,16 @@ class GraphRun:
         for port, name in self._values:
             feeds[port.name] = to_port(request.value(name, scope, step.where), port, step.where)
         added = [self._admit(group, feeds) for group in self._groups]
-        into, keep = dict[str, Array](), list[str]()
-        for group, n in zip(self._groups, added, strict=True):
-            feeds.update(group.feeds(n))
-            into.update(group.into())
-            keep += group.keep
+        parts = [group.feeds(n) for group, n in zip(self._groups, added, strict=True)]
+        if self._parts is None or any(one is not before for one, before in zip(parts, self._parts, strict=True)):
+            self._arrange(parts)
+        feeds.update(self._held)
         for port, group, field in self._fields:
             n = added[self._groups.index(group)] if group in self._groups else 0
             feeds[port.name] = group.field(field, n, port)
-        want = [*step.outputs, *(port_ for port_ in keep if port_ not in step.outputs)]
         began = time.perf_counter()
         try:
-            outputs = self._graph.run(feeds, want, keep=keep, into=into)
+            outputs = self._graph.run(feeds, self._want, keep=self._keep, into=self._into)
         except Exception as error:  # an engine may raise anything
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             message = f"graph {self._loaded.name!r} ({self._loaded.place.file}) failed: {reason}"
@@ -70,7 +69,20 @@ class GraphRun:
         for group, n in zip(self._groups, added, strict=True):
             group.commit(outputs, n)
         # A buffer is written again by the next run: a value is a copy of it.
+        into = self._into
         return {name: into[name].copy() if name in into else self._graph.array(outputs[name]) for name in step.outputs}
+
+    def _arrange(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Put together what the states feed, and the outputs that they want: the same until one feeds another mapping.
+
+        An engine may know these by identity, so they are made anew and not changed.
+        """
+        self._parts, self._held, self._into = parts, dict[str, Tensor](), dict[str, Array]()
+        for group, part in zip(self._groups, parts, strict=True):
+            self._held.update(part)
+            self._into.update(group.into())
+        self._keep = [port for group in self._groups for port in group.keep]
+        self._want = [*self.step.outputs, *(port for port in self._keep if port not in self.step.outputs)]
 
     def _admit(self, group: Group, feeds: Mapping[str, Any]) -> int:
         """The number of tokens that this run adds to the state, once it is known that the state takes them."""

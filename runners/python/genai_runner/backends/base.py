@@ -83,7 +83,8 @@ class Graph(Protocol):
         `feeds` holds every input port: arrays of the port's dtype and rank, or handles that this graph returned.
         Outputs come back as arrays, but those named in `keep` may come as handles: fed back later, they cost no copy.
         `into` names outputs to be written in place into the given array, which may also be among the feeds; they
-        are left out of the result. Raises whatever the engine raises; the caller names graph and step.
+        are left out of the result. Whoever hands in the same object for `want`, `keep` or `into` again has not changed
+        it meanwhile. Raises whatever the engine raises; the caller names graph and step.
         """
         ...
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +28,8 @@ ACCURACY_LEVELS = {"exact": 1, "fast": 4}
 SMALL = 1 << 14
 """Bytes of an input that is copied into a buffer which stays bound: binding costs more than that."""
 
+NOTHING: Mapping[str, Array] = {}
+
 
 class OnnxRuntimeGraph:
     """A session and, for one request, its bindings: only what changes from run to run is bound anew."""
@@ -41,8 +44,13 @@ class OnnxRuntimeGraph:
         self._binding = session.io_binding()
         self._bound: dict[str, Tensor] = {}
         self._held: dict[str, Array] = {}  # bound copies of inputs that are small and new in every run
-        self._places: dict[str, int] = {}  # of every output that is bound, in the order of binding
-        self._written: dict[str, Array] = {}  # outputs that are written in place
+        # What the last run was asked for, which a step asks for again; and what follows from it.
+        self._asked: tuple[object, ...] = (None, None, None)
+        self._names: list[str] = []  # outputs in the order of binding
+        self._written: dict[str, Array] = {}  # those that are written in place
+        self._fresh: list[tuple[str, int, bool]] = []  # the others: name, place, whether it is kept
+        self._forms: list[tuple[str, tuple[int, ...], np.dtype[Any]]] = []  # of those that came as arrays
+        self._steady: dict[str, Array] = {}  # what they are bound to, once their shapes have come twice
 
     def fork(self) -> Graph:
         return OnnxRuntimeGraph(self._session, self._pinned, self._memory)
@@ -65,53 +73,84 @@ class OnnxRuntimeGraph:
         keep: Collection[str] = (),
         into: Mapping[str, Array] | None = None,
     ) -> dict[str, Tensor]:
-        into = into or {}
-        for name, tensor in feeds.items():
-            if self._bound.get(name) is not tensor:
-                self._bind_input(name, tensor, into)
-        fresh = [name for name in want if name not in into]
-        self._bind_outputs(fresh, into, keep)
+        into = into or NOTHING
+        bound = self._bound
+        new = [
+            name for name in feeds if bound.get(name) is not feeds[name] and self._bind_input(name, feeds[name], into)
+        ]
+        if new or not all(one is before for one, before in zip((want, keep, into), self._asked, strict=True)):
+            self._asked, self._steady = (want, keep, into), {}
+            self._arrange(want, keep, into)
+        elif not self._steady:
+            self._settle()
+        if self._steady:
+            try:
+                self._session.run_with_iobinding(self._binding)
+                return {name: array.copy() for name, array in self._steady.items()}
+            except Exception:  # a shape follows from values, or it is the graph: then it fails again
+                self._steady = {}
+        return self._run_unsettled()
+
+    def _run_unsettled(self) -> dict[str, Tensor]:
+        """Run with outputs that the engine allocates.
+
+        One stays bound to its memory; bound again, the next run allocates anew and leaves the value handed out (it is
+        the next run's past) untouched.
+        """
+        for name, _, kept in self._fresh:
+            self._binding.bind_output(name, *(self._memory if kept else (CPU, 0)))
         self._session.run_with_iobinding(self._binding)
         # One by one out of the engine's own list: wrapping every buffer of a cache takes a tenth of a fast step.
-        outputs, places = self._binding.get_outputs_as_ortvaluevector(), self._places
-        given = ((name, outputs[places[name]]) for name in fresh)
-        return {name: ort.OrtValue(value) if name in keep else value.numpy() for name, value in given}
+        values = self._binding.get_outputs_as_ortvaluevector()
+        given = ((name, kept, values[place]) for name, place, kept in self._fresh)
+        outputs = {name: ort.OrtValue(value) if kept else value.numpy() for name, kept, value in given}
+        self._forms = [(name, one.shape, one.dtype) for name, one in outputs.items() if isinstance(one, np.ndarray)]
+        return outputs
 
-    def _bind_input(self, name: str, tensor: Tensor, into: Mapping[str, Array]) -> None:
+    def _settle(self) -> None:
+        """Inputs have the shapes of the last run, so outputs have too: bind these to arrays, once."""
+        if len(self._forms) == len(self._fresh) and all(dtype.kind in "biuf" for _, _, dtype in self._forms):
+            self._steady = {name: np.empty(shape, dtype) for name, shape, dtype in self._forms}
+            for name, array in self._steady.items():
+                self._bind_output(name, array)
+
+    def _bind_input(self, name: str, tensor: Tensor, into: Mapping[str, Array]) -> bool:
+        """Let the next run read `tensor`; False where it only has other values than the last run's."""
         small = isinstance(tensor, np.ndarray) and tensor.nbytes <= SMALL and self._memory[0] == CPU
         if small and not any(tensor is array for array in into.values()):
             held = self._held.get(name)
             if held is not None and held.shape == tensor.shape:
                 held[...] = tensor
-                return
+                return False
             self._held[name] = held = np.array(tensor, order="C")
             self._binding.bind_cpu_input(name, held)
             self._bound.pop(name, None)
-            return
+            return True
         self._held.pop(name, None)
         if isinstance(tensor, np.ndarray):
             self._binding.bind_cpu_input(name, np.require(tensor, requirements="C"))
             if not tensor.flags.c_contiguous:  # a copy was bound: later writes to the original would not be seen
                 self._bound.pop(name, None)
-                return
+                return True
         else:
             self._binding.bind_ortvalue_input(name, tensor)
         self._bound[name] = tensor
+        return True
 
-    def _bind_outputs(self, fresh: list[str], into: Mapping[str, Array], keep: Collection[str]) -> None:
-        if len(self._places) != len(fresh) + len(into) or not all(name in self._places for name in (*fresh, *into)):
+    def _arrange(self, want: Collection[str], keep: Collection[str], into: Mapping[str, Array]) -> None:
+        """Bind what is written in place, and tell what the others are."""
+        names = [*into, *(name for name in want if name not in into)]
+        if names != self._names:
             self._binding.clear_binding_outputs()
-            self._places = {name: place for place, name in enumerate([*into, *fresh])}
-            self._written = {}
+            self._names, self._written = names, {}
         for name, array in into.items():
             if self._written.get(name) is not array:
-                self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-                self._written[name] = array
-        # An output that the engine allocated stays bound to that memory; bound again, the next run allocates anew
-        # and leaves the value handed out (it is the next run's past) untouched.
-        for name in fresh:
-            self._binding.bind_output(name, *(self._memory if name in keep else (CPU, 0)))
-            self._written.pop(name, None)
+                self._bind_output(name, array)
+        self._written = dict(into)
+        self._fresh = [(name, place, name in keep) for place, name in enumerate(names) if name not in into]
+
+    def _bind_output(self, name: str, array: Array) -> None:
+        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 def _at_level(model: bytes, level: int) -> bytes:
