@@ -39,8 +39,8 @@ UPDATE = bool(os.environ.get("GENAI_UPDATE"))
 MINE, PARTS = os.environ.get("GENAI_PART", "1/1").split("/")
 LISTED = [name for name in FAMILIES if UPDATE or name in read_verdicts(PAGE)]
 CHOSEN = [name for place, name in enumerate(LISTED) if str(1 + place % int(PARTS)) in MINE.split(",")]
-"""The families of the table (an update run adds new ones), or some of them: GENAI_PART=1/3 and 2,3/3 share a run between
-two processes, which take every third one and the others."""
+"""The families of the table (an update run adds new ones), or some of them: GENAI_PART=1/3 and 2,3/3 share a run out
+between two processes, which take every third one and the others."""
 
 
 @pytest.fixture
