@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .company import Apart, company
 from .options import Options
 from .processors import Scores, processed
 from .sequences import TokenLogprob, log_softmax, logprob_of
 from .values import Value
 
 if TYPE_CHECKING:
-    from .decode import Decoder
+    from .turns import TurnDecoder
 
 Ends = Callable[[list[int]], bool]
 """Whether new tokens end an answer by themselves."""
@@ -48,17 +49,19 @@ class _Candidate:
     token: int
 
 
-def search(decoder: Decoder, options: Options, eos: Collection[int], ends: Ends) -> list[Found]:
+def search(decoder: TurnDecoder, options: Options, eos: Collection[int], ends: Ends) -> list[Found]:
     """The best `n` answers, best first. `decoder` is used up."""
     if decoder.is_done:
         return [Found([], 0.0, stopped=False, logprobs=[], carried=decoder.carried())]
     size = options.num_beams // options.num_beam_groups
-    groups = [_Group(options, size, eos, ends, decoder.room) for _ in range(options.num_beam_groups)]
     decoder.get_logits()
+    others = company(decoder)
+    groups = [_Group(options, size, eos, ends, decoder.room, others) for _ in range(options.num_beam_groups)]
     for group in groups[1:]:
-        group.begin(decoder.fork())
+        group.begin(others.fork(decoder))
     groups[0].begin(decoder)
-    while any(group.running for group in groups):
+    while running := [one for group in groups for _, one in group.running]:
+        others.run(running)
         chosen: list[int] = []
         for group in groups:
             chosen += group.step(chosen)
@@ -69,12 +72,13 @@ def search(decoder: Decoder, options: Options, eos: Collection[int], ends: Ends)
 class _Group:
     """Beams that compete with each other. `running`: with the sum of their log probabilities, best first."""
 
-    def __init__(self, options: Options, size: int, eos: Collection[int], ends: Ends, room: int) -> None:
+    def __init__(self, options: Options, size: int, eos: Collection[int], ends: Ends, room: int, others: Apart) -> None:
         self._options, self._size, self._eos, self._ends, self._room = options, size, eos, ends, room
-        self.running: list[tuple[float, Decoder]] = []
+        self._others = others
+        self.running: list[tuple[float, TurnDecoder]] = []
         self.found: list[Found] = []  # best first, at most `size`
 
-    def begin(self, decoder: Decoder) -> None:
+    def begin(self, decoder: TurnDecoder) -> None:
         self.running = [(0.0, decoder)]
 
     def step(self, taken: Sequence[int]) -> list[int]:
@@ -113,7 +117,7 @@ class _Group:
         width = rows.shape[1]
         return [_Candidate(float(flat[at]), int(at) // width, int(at) % width) for at in best if flat[at] > -np.inf]
 
-    def _scores(self, decoder: Decoder, options: Options) -> Scores:
+    def _scores(self, decoder: TurnDecoder, options: Options) -> Scores:
         """Log probabilities of the next token after all that the options and processors do to them."""
         scores = log_softmax(decoder.get_logits())
         return processed(scores, options, decoder.tokens, decoder.prompt_length, self._eos, decoder.processors)
@@ -133,11 +137,11 @@ class _Group:
     def _advance(self, going: Sequence[_Candidate]) -> None:
         """Let the chosen candidates run on: the last one of each beam in the beam itself, the others in forks."""
         uses = Counter(candidate.beam for candidate in going)
-        running: list[tuple[float, Decoder]] = []
+        running: list[tuple[float, TurnDecoder]] = []
         for candidate in going:
             parent = self.running[candidate.beam][1]
             uses[candidate.beam] -= 1
-            decoder = parent.fork() if uses[candidate.beam] else parent
+            decoder = self._others.fork(parent) if uses[candidate.beam] else parent
             running.append((candidate.score, decoder))
         for candidate, (_, decoder) in zip(going, running, strict=True):
             decoder.accept(candidate.token)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -174,11 +174,11 @@ class Decoder:
 
     # -- several answers ----------------------------------------------------------------------------------------------
 
-    def fork(self) -> Decoder:
-        """An independent copy that goes on from here, with its own states."""
+    def fork(self, *, states: bool = True) -> Self:
+        """An independent copy that goes on from here, with its own states, or with none where others keep them."""
         self._forget()
         twin = copy.copy(self)
-        twin._request = forked(self._request)
+        twin._request = forked(self._request, states=states)
         twin._scope = self._scope.new_child()
         twin._body, twin._speculation, twin._ahead = self._body.twin(twin._request, twin._scope), None, []
         twin.tokens, twin._pending, twin.logprobs = list(self.tokens), list(self._pending), list(self.logprobs)

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from .interpreter import Request
 
 
-def forked(request: Request) -> Request:
-    """A copy of `request` with graphs, states, draws and a grammar of its own. What both emit goes to one place."""
+def forked(request: Request, *, states: bool = True) -> Request:
+    """A copy of `request` with graphs, states, draws and a grammar of its own. What both emit goes to one place.
+
+    states: without them it runs no graph by itself.
+    """
     program, arguments, twin = request.program, request.arguments, copy.copy(request)
+    twin.env = replace(request.env, draws=dict(request.env.draws), processors=processors.forked(request.env.processors))
+    if not states:
+        return twin
     apply, adapter = program.adapters.apply, arguments.adapter
     twin._graphs = {name: apply(adapter, name, one.graph) for name, one in program.graphs.items()}
-    twin.env = replace(request.env, draws=dict(request.env.draws), processors=processors.forked(request.env.processors))
     twin.states, twin._runs = {}, {}
     for loaded in program.graphs.values():
         for name, spec in loaded.states.items():

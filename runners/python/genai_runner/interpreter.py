@@ -21,7 +21,6 @@ from genai_bundle.signatures import signature
 from .arguments import Arguments
 from .backends.base import Graph
 from .context import DEFAULT_MAX_TOKENS
-from .decode import Decoder
 from .disciplines import DISCIPLINES, Read
 from .expand import expand
 from .graph_run import GraphRun
@@ -31,6 +30,7 @@ from .program import Program
 from .sequences import Sequence, TokenLogprob
 from .several import answers
 from .state import Group
+from .turns import TurnDecoder
 from .values import Emission, Value, conform, joined, truth
 
 Scope = ChainMap[str, Value]
@@ -81,6 +81,11 @@ class Request:
             found = self._runs[step.where] = GraphRun(self, step)
         return found
 
+    def check(self) -> None:
+        """Before a run of a graph: end where the caller wants no more."""
+        if self.cancelled.is_set():
+            raise Cancelled
+
     def collect(self, emission: Emission) -> None:
         """Keep an emission for `outputs`."""
         self._emitted[emission.output].append(emission.value)
@@ -128,8 +133,8 @@ class Request:
     # -- run --------------------------------------------------------------------------------------------------------
 
     def _run(self, step: Run, scope: Scope) -> None:
-        if self.cancelled.is_set() and not step.is_op:
-            raise Cancelled
+        if not step.is_op:
+            self.check()
         outputs = self._call(step, scope) if step.is_op else self.graph_run(step)(scope)
         for port, name in step.outputs.items():
             scope[name] = outputs[port]
@@ -180,7 +185,7 @@ class Request:
             self.ended(ended)
 
     def _generate(self, step: Generate, scope: Scope) -> Iterator[Emission]:
-        decoder = Decoder(self, step, scope)
+        decoder = TurnDecoder(self, step, scope)
         if self.program.literal:
             yield from decoder.prefill_all_but_last_piece()
             yield from self.steps(expand(step, decoder.room), scope)

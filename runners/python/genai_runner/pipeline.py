@@ -22,7 +22,6 @@ from genai_bundle.manifest import Generate, Manifest
 from .arguments import split
 from .backends.base import Graph
 from .conversation import Conversation
-from .decode import Decoder
 from .interpreter import Request
 from .placement import Placement
 from .prefix_cache import PrefixCache
@@ -31,6 +30,7 @@ from .results import Result, Stream, placements
 from .saved_prefixes import SavedPrefixes
 from .state import Group
 from .text import TextCodec
+from .turns import TurnDecoder
 from .values import Value
 
 if TYPE_CHECKING:
@@ -122,14 +122,14 @@ class Pipeline:
         """The same pipeline, which computes all anew and keeps nothing of it."""
         return Pipeline(self.bundle, replace(self._program, prefixes=None, saved=None), self.backend_name)
 
-    def generator(self, prompt: Value = None, /, **inputs_and_options: Value) -> Decoder:
+    def generator(self, prompt: Value = None, /, **inputs_and_options: Value) -> TurnDecoder:
         """The mid-level interface: everything before the pipeline's `generate` is run, the rest is the caller's."""
         request, scope = self._request(prompt, inputs_and_options, None)
         if request.options.several:
             raise UsageError("a generator makes one answer", hint="Call the pipeline for n, best_of or num_beams")
         for step in self.manifest.steps:
             if isinstance(step, Generate):
-                return Decoder(request, step, scope)
+                return TurnDecoder(request, step, scope)
             for emission in request.steps((step,), scope):
                 request.collect(emission)
         raise UsageError("this pipeline has no `generate` among its outermost steps")

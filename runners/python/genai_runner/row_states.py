@@ -40,6 +40,10 @@ class RowStates(ABC):
         """Take a row out; the last one takes its place."""
 
     @abstractmethod
+    def order(self, sources: Sequence[int], lengths: Sequence[int]) -> None:
+        """Let each row hold what the row `sources[row]` of those of `lengths` held; there may be more or fewer then."""
+
+    @abstractmethod
     def save(self, row: int, lengths: Sequence[int]) -> Saved:
         """A copy of what one row holds."""
 
@@ -81,6 +85,11 @@ class Rewritten(RowStates):
         rows = [self.save(index, lengths) for index in range(len(lengths))]
         rows[row] = rows[-1]
         self._put(rows[:-1])
+
+    def order(self, sources: Sequence[int], lengths: Sequence[int]) -> None:
+        if list(sources) != list(range(len(lengths))):
+            rows = list(sources)
+            self._tensors = {port: self._graph.array(tensor)[rows] for port, tensor in self._tensors.items()}
 
     def save(self, row: int, lengths: Sequence[int]) -> Saved:
         arrays = {port: self._graph.array(tensor)[row : row + 1].copy() for port, tensor in self._tensors.items()}
@@ -155,6 +164,15 @@ class Buffered(RowStates):
             for array in self._arrays.values():
                 array[row : row + 1][span] = array[last : last + 1][span]
         self._show(last)
+
+    def order(self, sources: Sequence[int], lengths: Sequence[int]) -> None:
+        moved = [row for row, source in enumerate(sources) if row != source]
+        self._reserve(len(sources), max(lengths), lengths)
+        if moved:
+            for array in self._arrays.values():
+                held = array[self._span(0, max(lengths))]
+                held[moved] = held[[sources[row] for row in moved]]  # copied before any is written over
+        self._show(len(sources))
 
     def save(self, row: int, lengths: Sequence[int]) -> Saved:
         span = self._span(0, lengths[row])

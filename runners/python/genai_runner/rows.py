@@ -8,7 +8,9 @@ each gets alone (`proved`), which is tried once for each program.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from .backends.base import Array
 from .body import Body, bare
 from .expand import ids_name
 from .interpreter import Request, Scope
+from .metrics import Recorder
 from .program import LoadedGraph, Program
 from .row_states import KINDS, RowStates, field, why_not
 from .state import Saved
@@ -31,10 +34,10 @@ TOLERANCE = 0.02
 
 
 class Rows:
-    """Sequences that run together. `lengths`: the tokens that each holds."""
+    """Sequences that run together. `lengths`: the tokens that each holds. record: told of each run of a graph."""
 
-    def __init__(self, program: Program, step: Generate, adapter: str | None) -> None:
-        self._program, self._step, self._ids = program, step, ids_name(step)
+    def __init__(self, program: Program, step: Generate, adapter: str | None, record: Recorder | None = None) -> None:
+        self._program, self._step, self._ids, self._record = program, step, ids_name(step), record
         self._runs = [one for one in bare(step) if isinstance(one, Run)]
         names = {one.target for one in self._runs}
         apply = program.adapters.apply
@@ -58,6 +61,12 @@ class Rows:
             states.remove(row, self.lengths)
         self.lengths[row] = self.lengths[-1]
         self.lengths.pop()
+
+    def order(self, sources: Sequence[int]) -> None:
+        """Let each row go on from what the row `sources[row]` holds now; there may be more or fewer rows then."""
+        for states in self._states.values():
+            states.order(sources, self.lengths)
+        self.lengths = [self.lengths[source] for source in sources]
 
     def save(self, row: int) -> dict[str, Saved]:
         """What the states of one sequence hold."""
@@ -88,13 +97,15 @@ class Rows:
                     feeds[port] = values[name].astype(DTYPES[ports[port].dtype], copy=False)
         feeds.update({port: literal(value, ports[port]) for port, value in step.literals.items() if port in ports})
         want = [*step.outputs, *(port for port in keep if port not in step.outputs)]
-        graph = self._graphs[loaded.name]
+        graph, began = self._graphs[loaded.name], time.perf_counter()
         try:
             outputs = graph.run(feeds, want, keep=keep, into=into)
         except Exception as error:  # an engine may raise anything
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             message = f"graph {loaded.name!r} ({loaded.place.file}) failed for {len(self.lengths)} rows: {reason}"
             raise BackendError(message, where=step.where) from error
+        if self._record is not None:
+            self._record.graph(loaded.name, began)
         for states in mine:
             states.commit(outputs)
         for port, name in step.outputs.items():
@@ -134,6 +145,7 @@ def _by_ports(program: Program, step: Generate) -> str | None:
 
 def proved(program: Program, step: Generate, adapter: str | None) -> str | None:
     """Why not, by trial: two sequences of different length, together and each alone."""
+    program = replace(program, trace=None)  # it is no part of a request
     rows, alone, last = Rows(program, step, adapter), [], []
     try:
         for ids in ([1, 2, 3, 1, 2, 1, 3, 3, 2, 1, 1], [3, 1, 2]):

@@ -10,6 +10,7 @@ from genai_bundle.errors import UsageError
 from genai_bundle.manifest import Emit, Generate, Step
 
 from .beams import Found, search
+from .company import company
 from .options import Options
 from .sequences import Sequence
 from .text import TextCodec, first_stop
@@ -18,9 +19,10 @@ from .values import Emission
 if TYPE_CHECKING:
     from .decode import Decoder
     from .interpreter import Request
+    from .turns import TurnDecoder
 
 
-def answers(decoder: Decoder, request: Request, step: Generate) -> Iterator[Emission]:
+def answers(decoder: TurnDecoder, request: Request, step: Generate) -> Iterator[Emission]:
     """Carry out a `generate`: one answer as it comes, or several."""
     if not request.options.several:
         yield from decoder.run()
@@ -35,24 +37,26 @@ def _emits(steps: Iterable[Step]) -> bool:
     return any(isinstance(step, Emit) or any(_emits(getattr(step, part, ())) for part in inner) for step in steps)
 
 
-def _drawn(decoder: Decoder, request: Request) -> Iterator[Emission]:
+def _drawn(decoder: TurnDecoder, request: Request) -> Iterator[Emission]:
     """Draw answers, the i-th with row i of the generator. The first is emitted as it comes; with `best_of`, the best
     is, at the end."""
     options = request.options
     count = options.best_of or options.n
     before = request.env.draws.get(0, 0)
     decoder.get_logits()
-    spare = decoder.fork()
+    others = company(decoder)
+    decoders = [decoder, *(others.fork(decoder) for _ in range(1, count))]
+    for row, one in enumerate(decoders):
+        one.row = row
+    for some in others.at_once(decoders):
+        while running := [one for one in some if not one.is_done]:
+            others.run(running)
+            for one in running:
+                yield from _next(one, shown=one is decoder and options.best_of is None)
+            if decoder in running and decoder.is_done:
+                others.remember(decoder)
     if options.best_of is None:
-        yield from decoder.run()
-    else:
-        _finish(decoder)
-    decoders = [decoder]
-    for row in range(1, count):
-        other = spare.fork() if row < count - 1 else spare
-        other.row = row
-        _finish(other)
-        decoders.append(other)
+        yield from decoder.finish()
     request.env.draws[0] = before + max(len(one.new_tokens) for one in decoders)
     found = [_found(one) for one in decoders]
     if options.best_of is not None:
@@ -62,8 +66,11 @@ def _drawn(decoder: Decoder, request: Request) -> Iterator[Emission]:
     request.sequences = [_sequence(one, options, request.program.text) for one in found]
 
 
-def _finish(decoder: Decoder) -> None:
-    while not decoder.is_done:
+def _next(decoder: TurnDecoder, *, shown: bool) -> Iterator[Emission]:
+    """One token more, which is emitted or not."""
+    if shown:
+        yield from decoder.token()
+    else:
         decoder.generate_next_token()
 
 
@@ -73,7 +80,7 @@ def _found(decoder: Decoder) -> Found:
     return Found(decoder.new_tokens, mean, decoder.stopped, decoder.logprobs, decoder.carried())
 
 
-def _searched(decoder: Decoder, request: Request) -> Iterator[Emission]:
+def _searched(decoder: TurnDecoder, request: Request) -> Iterator[Emission]:
     """Search for the best answers with beams, and emit the best, at the end."""
     options, text = request.options, request.program.text
     eos = text.eos if text and not options.ignore_eos else ()

@@ -11,6 +11,7 @@ from genai_bundle.manifest import Generate
 from .backends.base import Array
 from .context import to_run
 from .decode import Decoder
+from .metrics import Recorder
 from .options import SHIFT
 from .speculation import saw
 from .state import Saved
@@ -18,15 +19,35 @@ from .values import Emission
 
 if TYPE_CHECKING:
     from .interpreter import Request, Scope
+    from .program import Program
 
 
 class TurnDecoder(Decoder):
     """A decoder whose next logits may be computed in parts, or by somebody else."""
 
     @property
+    def place(self) -> tuple[Program, Generate, str | None]:
+        """What it runs: generations of one place may share a run."""
+        return self._request.program, self._step, self._request.arguments.adapter
+
+    @property
+    def record(self) -> Recorder:
+        """What its request is measured with."""
+        return self._request.record
+
+    @property
+    def can_join(self) -> bool:
+        """Whether it may share its runs with others, as far as the request tells."""
+        return not self._ahead and self._request.options.overflow != SHIFT
+
+    @property
     def has_one_pending(self) -> bool:
         """Whether one token, the last, is all that its states lack."""
-        return len(self._pending) == 1 and not self._ahead and self._request.options.overflow != SHIFT
+        return len(self._pending) == 1 and self.can_join
+
+    def check(self) -> None:
+        """Before others run for it: end where the caller wants no more."""
+        self._request.check()
 
     def prefill(self, most: int, put: Callable[[Emission], None]) -> bool:
         """Run at most `most` of the pending tokens; whether all are run. What the body emits is put."""
