@@ -30,6 +30,7 @@ class Body:
         self.states: list[Group] = [request.states[name] for one in loaded if one.name in names for name in one.states]
         self._most = min((group.most for group in self.states if group.most), default=None)
         self._count, self.all_positions = self._positions()
+        self._only = self._only_run()
 
     def twin(self, request: Request, scope: Scope) -> Body:
         """The same steps for another request of the same program."""
@@ -38,6 +39,7 @@ class Body:
     def take(self, do: Sequence[Step]) -> None:
         """Go on with these steps: the same ones, which name more or fewer of what they compute."""
         self._do = do
+        self._only = self._only_run()
 
     @property
     def only_ids(self) -> bool:
@@ -63,13 +65,19 @@ class Body:
 
     def run(
         self, ids: Sequence[int], carried: Mapping[str, Value], positions: int = 1
-    ) -> Generator[Emission, None, tuple[Array, Scope]]:
+    ) -> Generator[Emission, None, tuple[Array, Mapping[str, Value]]]:
         """Run the steps over `ids`. Returns f[positions, V], the logits behind the last ids, and the steps' names."""
         if self._count is not None:
             step, port = self._count
             self._request.graph_run(step).set_literal(port, positions)
-        inner = self._scope.new_child({**carried, self._ids: np.array([ids], np.int64)})
-        yield from self._request.steps(self._do, inner)
+        mine = {**carried, self._ids: np.array([ids], np.int64)}
+        inner: Mapping[str, Value]
+        if self._only is not None:
+            outputs = self._request.graph_run(self._only)(mine)
+            inner = {name: outputs[port] for port, name in self._only.outputs.items()}
+        else:
+            inner = scope = self._scope.new_child(mine)
+            yield from self._request.steps(self._do, scope)
         logits: Array = np.asarray(inner[self._logits])
         return logits.reshape(-1, logits.shape[-1])[-positions:], inner
 
@@ -77,7 +85,7 @@ class Body:
         """f[V], the logits behind `ids`, of steps that emit nothing and carry ids only; in as many runs as it takes."""
         return self.follow(ids, {})[0]
 
-    def follow(self, ids: Sequence[int], along: Mapping[str, Array]) -> tuple[Array, Scope]:
+    def follow(self, ids: Sequence[int], along: Mapping[str, Array]) -> tuple[Array, Mapping[str, Value]]:
         """The same of steps that read values beside the ids, `along` [1, n, ..]; and the names of the last run."""
         done = 0
         for piece in self.pieces(ids):
@@ -95,6 +103,11 @@ class Body:
         groups = [group for group in self.states if group.length]
         for group in sorted(groups, key=lambda group: group.can_rewind(group.length - count)):
             group.rewind(group.length - count)
+
+    def _only_run(self) -> Run | None:
+        """The run of a graph on the ids that is all there is to do, as it nearly always is: a step is short then."""
+        step = self._do[0] if len(self._do) == 1 else None
+        return step if isinstance(step, Run) and self.only_ids else None
 
     def _positions(self) -> tuple[tuple[Run, str] | None, bool]:
         """The (run, port) that says for how many positions there are logits; or whether for all.

@@ -65,6 +65,11 @@ class Decoder:
         self._eos = request.program.text.eos if request.program.text else ()
         self.processors = request.env.processors
         self._stream, self._whole = self._new_stream(), ""
+        # Outputs that get tokens, outputs that get text, and which of these get it in pieces.
+        declared = request.program.manifest.outputs
+        texts = [output for output, value in step.emit.items() if value != "token"]
+        streamed = [output for output in texts if declared[output].stream_axis is not None]
+        self._outputs = [output for output in step.emit if output not in texts], texts, streamed
 
     # -- the mid-level interface --------------------------------------------------------------------------------------
 
@@ -201,7 +206,7 @@ class Decoder:
 
     def emit(self) -> Iterator[Emission]:
         """All new tokens at once, and what the loop leaves behind."""
-        tokens, texts, streamed = self._outputs()
+        tokens, texts, streamed = self._outputs
         for token in self.new_tokens:
             yield from self._emissions(tokens, token)
         codec = self._request.program.text
@@ -215,7 +220,7 @@ class Decoder:
         """Generate to the end; each emission as soon as it exists."""
         while not self.is_done:
             yield from self._forward()
-            if not self.new_tokens:
+            if len(self.tokens) == self._prompt:
                 self.remember()  # for requests that come meanwhile
             yield from self._take()
         self.remember()
@@ -223,7 +228,7 @@ class Decoder:
 
     def _take(self) -> Iterator[Emission]:
         """Draw the next token, and emit it and the text that is certain now."""
-        tokens, _, streamed = self._outputs()
+        tokens, _, streamed = self._outputs
         yield from self._emissions(tokens, self._draw())
         if self._piece:
             yield from (Emission(output, self._piece) for output in streamed)
@@ -231,7 +236,7 @@ class Decoder:
 
     def _finish(self) -> Iterator[Emission]:
         """Emit the rest of the text, and leave behind what the loop carries."""
-        _, texts, streamed = self._outputs()
+        _, texts, streamed = self._outputs
         rest = self._stream.flush() if self._stream else ""
         for output in texts:
             if output not in streamed:
@@ -239,13 +244,6 @@ class Decoder:
             elif rest:
                 yield Emission(output, rest)
         self._scope.update(self._carried)
-
-    def _outputs(self) -> tuple[list[str], list[str], list[str]]:
-        """Outputs that get tokens, outputs that get text, and which of these get it in pieces."""
-        declared = self._request.program.manifest.outputs
-        tokens = [output for output, value in self._step.emit.items() if value == "token"]
-        texts = [output for output, value in self._step.emit.items() if value != "token"]
-        return tokens, texts, [output for output in texts if declared[output].stream_axis is not None]
 
     def _emissions(self, outputs: Sequence[str], token: int) -> Iterator[Emission]:
         for output in outputs:
@@ -274,7 +272,7 @@ class Decoder:
         for name, (_, following) in self._step.carry.items():
             if name != self._ids:
                 self._carried[name] = inner[following]
-        if not self.new_tokens:
+        if len(self.tokens) == self._prompt:
             self._request.record.prefilled(len(self._pending), began)
         if self._speculation and len(self._pending) == 1:
             self._speculation.ran(time.perf_counter() - began)
@@ -287,7 +285,7 @@ class Decoder:
             return []
         most = [group.most - 1 for group in self._body.states if group.most]
         left = free(self._body)
-        room = min([self.room - len(self.new_tokens) - 1, *most, *([] if left is None else [left - 1])])
+        room = min([self.room - (len(self.tokens) - self._prompt) - 1, *most, *([] if left is None else [left - 1])])
         guesses = self._speculation.propose(self.tokens, room, self._logits.size)
         self._request.record.draft_tokens += len(guesses)
         return guesses

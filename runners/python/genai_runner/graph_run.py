@@ -19,7 +19,11 @@ from .state import Group
 from .values import Value, literal, to_port
 
 if TYPE_CHECKING:
-    from .interpreter import Request, Scope
+    from .interpreter import Request
+
+
+class Cancelled(Exception):  # noqa: N818  not an error: the caller wanted it
+    """The request was cancelled, and does not begin another run of a graph."""
 
 
 class GraphRun:
@@ -44,9 +48,10 @@ class GraphRun:
         if self._given.get(port) != value:
             self._given[port], self._literals[port] = value, literal(value, self._loaded.ports.inputs[port])
 
-    def __call__(self, scope: Scope) -> Mapping[str, Value]:
+    def __call__(self, scope: Mapping[str, Value]) -> Mapping[str, Value]:
         """Run the graph and update its states. Returns what the step takes of its outputs, by port."""
         request, step = self._request, self.step
+        request.check()
         feeds: dict[str, Tensor] = dict(self._literals)
         for port, name in self._values:
             feeds[port.name] = to_port(request.value(name, scope, step.where), port, step.where)

@@ -23,7 +23,7 @@ from .backends.base import Graph
 from .context import DEFAULT_MAX_TOKENS
 from .disciplines import DISCIPLINES, Read
 from .expand import expand
-from .graph_run import GraphRun
+from .graph_run import Cancelled, GraphRun
 from .metrics import Recorder
 from .ops import Env, resolve
 from .program import Program
@@ -34,10 +34,6 @@ from .turns import TurnDecoder
 from .values import Emission, Value, conform, joined, truth
 
 Scope = ChainMap[str, Value]
-
-
-class Cancelled(Exception):  # noqa: N818  not an error: the caller wanted it
-    """The request was cancelled, and does not begin another run of a graph."""
 
 
 class Request:
@@ -124,7 +120,7 @@ class Request:
         """`value` as a piece of `output`, in its declared form."""
         return Emission(output, conform(output, self.program.manifest.outputs[output], value, where))
 
-    def value(self, name: str, scope: Scope, where: str) -> Value:
+    def value(self, name: str, scope: Mapping[str, Value], where: str) -> Value:
         found = scope[name]
         if found is None:
             raise UsageError(f"input {name!r} is needed and was not given", where=where)
@@ -133,8 +129,6 @@ class Request:
     # -- run --------------------------------------------------------------------------------------------------------
 
     def _run(self, step: Run, scope: Scope) -> None:
-        if not step.is_op:
-            self.check()
         outputs = self._call(step, scope) if step.is_op else self.graph_run(step)(scope)
         for port, name in step.outputs.items():
             scope[name] = outputs[port]

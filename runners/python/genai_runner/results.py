@@ -7,7 +7,8 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .interpreter import Cancelled, Request
+from .graph_run import Cancelled
+from .interpreter import Request
 from .metrics import Metrics
 from .placement import Placement
 from .program import Program
