@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The walk through the steps: which name means what where (spec/pipeline.md, Names, values and scopes).
 
-One method for each kind of step, in the order in which a request meets them. A scope is the mapping of its visible
-names; a body or branch works on a copy, so what it assigns is gone when it ends.
+One method for each kind of step. A body or branch works on a copy of the scope: what it assigns is gone at its end.
 """
 
 from __future__ import annotations
@@ -258,19 +257,18 @@ class Flow:
 
     def _draft(self, draft: Draft, scope: Scope, body: Scope) -> None:
         """A body beside the other one, which knows of it the carried ids and what it carries itself."""
+        places = {name: f"{draft.where}.carry.{name}" for name in draft.carry}
         for name, (given, _) in draft.carry.items():
-            where = f"{draft.where}.carry.{name}"
             if given not in body.own:
-                fail("P32", f"the body assigns no {given!r}", where, nearest(given, body.own))
-            self._kind(body.visible[given].kind, "tensor", where)
-            scope.define(name, Value("tensor"), where)
+                fail("P32", f"the body assigns no {given!r}", places[name], nearest(given, body.own))
+            self._kind(body.visible[given].kind, "tensor", places[name])
+            scope.define(name, Value("tensor"), places[name])
         scope.own.clear()
         self.steps(draft.do, scope, looping=True, done=set())
         for name, (_, own) in draft.carry.items():
-            where = f"{draft.where}.carry.{name}"
             if own not in scope.own:
-                fail("P32", f"the draft assigns no {own!r}", where, nearest(own, scope.own))
-            self._kind(scope.visible[own].kind, "tensor", where)
+                fail("P32", f"the draft assigns no {own!r}", places[name], nearest(own, scope.own))
+            self._kind(scope.visible[own].kind, "tensor", places[name])
         self._kind(scope.read(draft.logits, f"{draft.where}.logits").kind, "tensor", f"{draft.where}.logits")
         scope.define(DRAWN, Value("i64"), f"{draft.where}.do")
 

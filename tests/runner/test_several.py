@@ -17,6 +17,7 @@ from conftest import BACKENDS, optional
 from genai_bundle.errors import UsageError
 from genai_runner.beams import search
 from genai_runner.options import Options
+from genai_runner.replies import Reply
 from genai_runner.sampling import sample as choose
 from runner import group_beams
 from runner.tiny import bundle, counter
@@ -70,6 +71,15 @@ def test_r28_the_best_of_more_answers_are_given(sample: Path) -> None:
     assert pieces == [best.text] == [all_[order[0]].text]
     assert best.tokens == best.sequences[0].tokens
     assert best.sequences[0].logprobs == all_[order[0]].logprobs
+
+
+def test_each_answer_has_its_parts(sample: Path) -> None:
+    with genai_runner.load(sample) as pipe:
+        result = pipe(PROMPT, n=3, temperature=1.0, seed=2, max_tokens=6)
+        assert [one.reply for one in result.sequences] == [Reply(one.text) for one in result.sequences]
+        assert result.reply == result.sequences[0].reply != result.sequences[1].reply
+        (only,) = pipe(PROMPT, max_tokens=3).sequences
+        assert only.reply == Reply(only.text)
 
 
 def test_each_answer_ends_for_its_own_reason(sample: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vectors import containers, graphs, manifests
+from vectors import containers, graphs, manifests, prefixes
 from vectors.packing import in_order, pack
 from vectors.vector import Vector, file_form, folder_form
 
@@ -60,7 +60,8 @@ def _content(vector: Vector) -> list[tuple[str, bytes]]:
 
 def _documents() -> list[Vector]:
     """The vectors of manifest, grammar and ports: what matters is in the manifest, so any form will do."""
-    return [_from_case(case) for case in (*manifests.valid_cases(), *manifests.invalid_cases())]
+    cases = (*manifests.valid_cases(), *manifests.invalid_cases(), *prefixes.of_graphs())
+    return [_from_case(case) for case in cases]
 
 
 def _from_case(case: manifests.Case) -> Vector:

@@ -108,12 +108,16 @@ def _arrays() -> Iterator[Case]:
     yield _broken("G29", "element", "Arrays of another type", (*AT, "type", "i32"))
     yield _broken("G29", "count", "One position for two ids", (*AT, "dims", 2, 1))
     yield _broken("G29", "batch", "The states of two requests", (*AT, "dims", [2, 1, 2, 1]))
-    outside = {**CHAT_MEMBERS, "decoder.onnx": _outside()}
-    edits = _based(CHAT, outside)
-    yield _broken("G7", "weights", "A graph's tensor among the states of prefixes", *edits, members=outside)
     ring = ("state", "kv", {**CHAT["state"]["kv"], "update": "ring", "window": 8})
     edits = _based(change(CHAT, ring), CHAT_MEMBERS)
     yield _broken("P37", "ring", "States that are no row of positions", ring, *edits)
+
+
+def of_graphs() -> Iterator[Case]:
+    """An invalid case that is seen when a graph is read, not by its ports."""
+    outside = {**CHAT_MEMBERS, "decoder.onnx": _outside()}
+    title = "A graph's tensor among the states of prefixes"
+    yield _broken("G7", "weights", title, *_based(CHAT, outside), members=outside)
 
 
 def _based(document: Document, members: Mapping[str, bytes]) -> Iterator[tuple[Any, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .graph_run import Cancelled
 from .interpreter import Request
@@ -57,7 +57,8 @@ class Result:
     outputs: every declared output: ndarray, str or bytes; None for one that was never emitted.
     sequences: all answers, best first where they were chosen by a score; text, tokens and finish_reason are those of
     the first.
-    reply: the parts of the text, where the bundle has a chat template: content, reasoning, calls of tools.
+    reply: the parts of the text, where the bundle has a chat template: content, reasoning, calls of tools; that of
+    the first of the sequences.
     """
 
     text: str
@@ -164,6 +165,9 @@ class Stream(Iterator[Value]):
         codec = request.program.text
         logprobs = None if request.options.logprobs is None else tuple(request.logprobs)
         sequences = request.sequences or [Sequence(text, list(tokens), reason, logprobs)]
+        if codec is not None and codec.template is not None:
+            stop = request.options.stop
+            sequences = [replace(one, reply=codec.reply(one.tokens, one.text, stop)) for one in sequences]
         usage = Usage(request.prompt_tokens, sum(len(one.tokens) for one in sequences))
         found = request.record.metrics(usage.prompt_tokens, self._first, usage.completion_tokens)
         times = (
@@ -179,7 +183,7 @@ class Stream(Iterator[Value]):
             usage=usage,
             stats=Stats(*times, placements(request.program), found),
             sequences=sequences,
-            reply=codec.reply(tokens, text, request.options.stop) if codec and codec.template is not None else None,
+            reply=sequences[0].reply,
         )
         request.release()
         request.record.finish(found, request.finish_reason)

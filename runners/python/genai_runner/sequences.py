@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import Array
+from .replies import Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Sequence:
 
     logprobs: one for each of `tokens`, where the option asked for them. score: by which it was chosen among others:
     with `best_of` the mean logprob of its tokens, with beams the sum of theirs over their number to the
-    `length_penalty`.
+    `length_penalty`. reply: the parts of the text, where the bundle has a chat template.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Sequence:
     finish_reason: str
     logprobs: tuple[TokenLogprob, ...] | None = None
     score: float | None = None
+    reply: Reply | None = None
 
 
 def log_softmax(logits: Array) -> NDArray[np.float64]:
