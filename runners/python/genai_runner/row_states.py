@@ -87,9 +87,8 @@ class Rewritten(RowStates):
         self._put(rows[:-1])
 
     def order(self, sources: Sequence[int], lengths: Sequence[int]) -> None:
-        if list(sources) != list(range(len(lengths))):
-            rows = list(sources)
-            self._tensors = {port: self._graph.array(tensor)[rows] for port, tensor in self._tensors.items()}
+        rows = list(sources)
+        self._tensors = {port: self._graph.array(tensor)[rows] for port, tensor in self._tensors.items()}
 
     def save(self, row: int, lengths: Sequence[int]) -> Saved:
         arrays = {port: self._graph.array(tensor)[row : row + 1].copy() for port, tensor in self._tensors.items()}

@@ -64,6 +64,8 @@ class Rows:
 
     def order(self, sources: Sequence[int]) -> None:
         """Let each row go on from what the row `sources[row]` holds now; there may be more or fewer rows then."""
+        if list(sources) == list(range(len(self.lengths))):
+            return
         for states in self._states.values():
             states.order(sources, self.lengths)
         self.lengths = [self.lengths[source] for source in sources]
