@@ -15,10 +15,10 @@ from genai_runner.speculation import Speculation
 from runner.tiny import bundle
 
 DECODER = """
-decoder (int64[batch, seq] ids, float[batch, past, 1] p) =>
-        (float[batch, seq, 8] logits, float[batch, seq, 2] hidden, float[batch, total, 1] q)
-<int64 eight = {8}, float[2] off_on = {0.0, 4.0}, int64[1] last = {-1}, int64[1] one = {1}, int64[1] zero = {0},
- float[1, 1, 1] nothing = {0.0}, int64[2] both = {1, 2}, int64[1] end = {-1}>
+decoder (int64[batch, seq] ids, int64 n, float[batch, past, 1] p) =>
+        (float[batch, n, 8] logits, float[batch, seq, 2] hidden, float[batch, total, 1] q)
+<int64 eight = {8}, float[2] off_on = {0.0, 4.0}, int64[1] last = {-1}, int64[1] one = {1},
+ float[1, 1, 1] nothing = {0.0}, int64[1] end = {2147483647}>
 {
     now = Cast <to = 1> (ids)
     new = Unsqueeze (now, last)
@@ -27,12 +27,15 @@ decoder (int64[batch, seq] ids, float[batch, past, 1] p) =>
     count = Shape <start = 1, end = 2> (ids)
     negative = Neg (count)
     from = Sub (negative, one)
-    before = Slice (longer, from, end, one)
+    before = Slice (longer, from, last, one)
     sum = Add (new, before)
     flat = Squeeze (sum, last)
     whole = Cast <to = 7> (flat)
     next = Mod (whole, eight)
-    logits = OneHot (next, eight, off_on)
+    all = OneHot (next, eight, off_on)
+    asked = Neg (n)
+    begin = Reshape (asked, one)
+    logits = Slice (all, begin, end, one)
     hidden = Concat <axis = 2> (new, before)
 }
 """
@@ -75,6 +78,7 @@ holds, right before, the same as what it is given: a value of another position, 
 @pytest.fixture(scope="module")
 def fibonacci(tmp_path_factory: pytest.TempPathFactory) -> Path:
     body = {"run": "decoder", "in": {"ids": "ids"}, "out": {"logits": "logits", "hidden": "hidden"}}
+    body["with"] = {"n": 1}
     guess = {"run": "head", "in": {"ids": "ids", "hidden": "seen"}, "out": {"logits": "guesses", "mine": "mine"}}
     draft = {"carry": {"seen": ["hidden", "mine"]}, "do": [guess], "logits": "guesses"}
     generate = {"carry": {"ids": "token"}, "do": [body], "logits": "logits", "emit": {"tokens": "token"}}

@@ -51,6 +51,8 @@ class Checkpoint:
     """The adapter with which the model is asked, None for the model alone."""
     kept: Mapping[str, KeptBlocks] = field(default_factory=dict)
     """Matrices that the checkpoint itself holds quantised, by name; `tensors` have what they stand for."""
+    heads: bool = True
+    """Whether a head for multi-token prediction is built, where the checkpoint has one."""
     gguf: str | None = None
     """The member that holds the weights, where that is a GGUF file: transformers, when asked, reads them from it."""
 

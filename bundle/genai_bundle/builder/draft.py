@@ -46,7 +46,7 @@ def build_with_draft(source: Path, target: Path, options: BuildOptions, tell: Re
     if not target.parent.is_dir():
         raise UsageError(f"there is no folder {target.parent}", where=str(target), hint="Make it first")
     _check_before(source, options.draft)
-    plain = replace(options, draft=None, overwrite=False)
+    plain = replace(options, draft=None, heads=False, overwrite=False)
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as place:
         whole, small = Path(place) / "model.genai", Path(place) / "draft.genai"
         build(source, whole, plain, tell)

@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genai_bundle import FORMAT_VERSION
 from genai_bundle.builder import kinds
 from genai_bundle.builder.adapters.evidence import ask_all
 from genai_bundle.builder.adapters.folder import Adapter, check_base, read_adapter
 from genai_bundle.builder.checkpoint import Checkpoint, read_checkpoint
+from genai_bundle.builder.exporters import HeadError
 from genai_bundle.builder.options import BuildOptions
 from genai_bundle.builder.report import Report
 from genai_bundle.builder.storage.spool import Spool
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from genai_bundle.builder.exporters import Export
 
 Progress = Callable[[str], None]
+
+HEAD = "head"
 
 NEEDED = ("torch", "transformers", "onnxscript")
 
@@ -59,6 +62,18 @@ def build_checkpoint(
 
 def build_from(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell: Progress) -> str:
     """The same from a checkpoint that has been read, whatever it was read from."""
+    checkpoint = replace(checkpoint, heads=options.heads is not False)
+    try:
+        return _build(checkpoint, target, options, tell)
+    except HeadError as error:
+        if options.heads:
+            raise
+        Report.of(tell).note(f"built without the checkpoint's head for multi-token prediction: {error.message}")
+    return build_from(checkpoint, target, replace(options, heads=False), tell)
+
+
+def _build(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell: Progress) -> str:
+    """The same, with the checkpoint's head where that is wanted and there. Raises HeadError where it is not right."""
     kind = kinds.choose(checkpoint.config)
     exporters = _exporters(kind, options.exporter)
     adapters = [read_adapter(name, path) for name, path in options.adapters.items()]
@@ -74,6 +89,8 @@ def build_from(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell
     if not options.changes_weights:  # else what is asked is the model with the weights that the bundle gets
         tell("asking the model itself")
         evidence = ask_all(kind, checkpoint, adapters, tell)
+        if options.heads and not evidence.head:
+            raise _no_head()
     report = Report.of(tell)
     failures: list[SourceError | ProofError] = []
     for name, export in exporters.items():
@@ -82,6 +99,8 @@ def build_from(checkpoint: Checkpoint, target: Path, options: BuildOptions, tell
             with Spool(target.parent) as spool:
                 made = export(checkpoint)
                 return _build_with(made, checkpoint, adapters, kind, evidence, target, options, report, spool)
+        except HeadError:
+            raise
         except (SourceError, ProofError) as error:
             report.failed(name, error)
             failures.append(error)
@@ -107,15 +126,19 @@ def _build_with(
     from genai_bundle.builder.variants import with_variants
     from genai_bundle.builder.weights import pack
 
+    if options.heads and HEAD not in export.graphs:
+        raise _no_head()
     added = add_branches(export.graphs, adapters)
     text = options.perplexity_text()
-    models, entries = with_variants(export.graphs, tell)
+    models, entries = with_variants(export.graphs, export.state, tell)
     stored = store_weights(models, entries, options, spool, tell, checkpoint.kept)
     answers = evidence
     if answers is None:
         tell("asking the model itself, with these weights")
         answers = ask_all(kind, replace(checkpoint, changed=stored.changed), adapters, tell)
-    graphs, shards = pack(models, next(iter(export.graphs)) if len(export.graphs) == 1 else "model")
+    graphs, shards = pack(
+        models, next(iter(export.graphs)) if export.graphs.keys() - {HEAD} == {"decoder"} else "model"
+    )
     for name, tensors in added.models.items():
         packed, more = pack(tensors, f"adapter-{name}")
         graphs |= packed
@@ -133,6 +156,7 @@ def _build_with(
             **({"adapters": {adapter.name: adapter.digests() for adapter in adapters}} if adapters else {}),
             "proof": {**answers.proof, "forms": provable(entries)},
             "weights": dict(stored.record),
+            **_head(export, answers, tell),
             **_dropped(export, answers, checkpoint, tell),
         },
         "tests": list(answers.tests),
@@ -152,6 +176,20 @@ def _build_with(
     members: dict[str, Source] = {**graphs, **shards, **kind.members(checkpoint)}
     tell("writing")
     return write_bundle(target, manifest, members, overwrite=options.overwrite, before_commit=prove)
+
+
+def _no_head() -> SourceError:
+    hint = "Leave --draft out; docs/engine.md says which heads are built"
+    message = "there is no head for multi-token prediction that transformers reads and this exporter makes"
+    return SourceError(message, where="config.json", hint=hint)
+
+
+def _head(export: Export, answers: kinds.Evidence, tell: Report) -> dict[str, Any]:
+    """`draft` of the manifest's `source`, where a head of the checkpoint is the draft."""
+    if HEAD not in export.graphs:
+        return {}
+    tell("the checkpoint's head for multi-token prediction is the draft")
+    return {"draft": {"name": "the checkpoint's head for multi-token prediction", "proof": dict(answers.head)}}
 
 
 def _exporters(kind: kinds.Kind, wanted: str | None) -> Mapping[str, Callable[[Checkpoint], Export]]:

@@ -30,6 +30,8 @@ class BuildOptions:
     adapters: folders of LoRA adapters by the name that a request gives. allow_lossy: drop keys that are not understood.
     dtype_suffix: which form of a folder's graphs to import, such as "q4"; None for the one without an ending.
     draft: a smaller model with the same tokenizer, to be packed as the draft of this one.
+    heads: the checkpoint's own head for multi-token prediction as the draft: True, or the build fails; False, never;
+        None, where there is one that can be proved, and no other draft is packed.
     """
 
     details: Mapping[str, str] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class BuildOptions:
     allow_lossy: bool = False
     dtype_suffix: str | None = None
     draft: Path | None = None
+    heads: bool | None = None
 
     @property
     def changes_weights(self) -> bool:
@@ -53,6 +56,8 @@ class BuildOptions:
 
     def check(self) -> None:
         """What is wrong with the options whatever the source is: asked before anything is read. Raises UsageError."""
+        if self.draft is not None and self.heads:
+            raise UsageError("a model has one draft: another model, or its own head", where="--draft")
         forms = [("--quantize", self.quantize), *(("--quantize-override", form) for _, form in self.overrides)]
         for where, form in forms:
             if form is not None and form not in FORMS:

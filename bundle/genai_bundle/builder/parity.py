@@ -95,6 +95,11 @@ class Decoder:
     capacity: int | None
     single: bool = False
     past: dict[str, Array] = field(default_factory=dict)
+    also: Sequence[str] = ()
+    """Further outputs, which `found` has after a run."""
+    found: dict[str, Array] = field(default_factory=dict)
+    beside: Mapping[str, Array] = field(default_factory=dict)
+    """Further inputs of the coming run."""
 
     @property
     def counts_pads(self) -> bool:
@@ -136,9 +141,11 @@ class Decoder:
             "total_sequence_length": np.array(mask.shape[1], np.int32),
         }
         feeds = {name: value for name, value in offered.items() if name in self.ports} | self.past
+        feeds |= self.beside
         shared = [cache for cache in self.caches if self.capacity and cache.axis is not None]
         into = {cache.present: self.past[cache.past] for cache in shared}
-        outputs = self.run(feeds, ["logits", *(cache.present for cache in self.caches)], into)
+        outputs = self.run(feeds, ["logits", *(cache.present for cache in self.caches), *self.also], into)
+        self.found = {name: np.asarray(outputs[name]) for name in self.also}
         for cache in self.caches:
             if cache.present not in into:
                 self.past[cache.past] = np.asarray(outputs[cache.present])
@@ -250,7 +257,7 @@ def _compare(
     """The largest difference of two equally shaped arrays of logits."""
     if got.shape != expected.shape:
         raise ProofError(f"{check}: logits have the shape {got.shape}, expected {expected.shape}", where="logits")
-    worst, place = _difference(got, expected)
+    worst, place = difference(got, expected)
     if not worst <= TOLERANCE:
         layer = _first_layer(decoder, golden) if decoder is not None and golden is not None else ""
         raise ProofError(
@@ -268,13 +275,13 @@ def _first_layer(decoder: Decoder, golden: Golden) -> str:
             held = decoder.past.get(f"past_key_values.{layer}.{half}")
             if held is None or held[0, :, :total].shape != expected.shape:
                 continue  # the model itself keeps only a window of this layer
-            worst, _ = _difference(held[0, :, :total], expected)
+            worst, _ = difference(held[0, :, :total], expected)
             if not worst <= TOLERANCE:
                 return f"; the first cache that differs is present.{layer}.{half}, by {worst:.3g}"
     return ""
 
 
-def _difference(got: Array, expected: Array) -> tuple[float, tuple[int, ...]]:
+def difference(got: Array, expected: Array) -> tuple[float, tuple[int, ...]]:
     """The largest absolute difference and where it is; NaN counts as infinite."""
     gap = np.abs(got.astype(np.float64) - expected)
     gap[np.isnan(gap)] = np.inf

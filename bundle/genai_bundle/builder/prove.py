@@ -100,9 +100,10 @@ def prove_decoder(
     def check(pipeline: Pipeline, variant: str) -> float:
         brief = variant == PORTABLE and backend is None and _is_large(path, variant)
         asked = _brief(goldens) if brief else goldens
-        return check_decoder(_decoder(pipeline, graph, variant, asked, adapter), asked, turn)
+        longest = max(len(golden.text) for golden in asked) + 1
+        return check_decoder(decoder_of(pipeline, graph, variant, longest, adapter), asked, turn)
 
-    return _on_each(path, backend, check)
+    return on_each(path, backend, check)
 
 
 def provable(graphs: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -192,10 +193,10 @@ def prove_graphs(
     def run(pipeline: Pipeline, variant: str) -> float:
         return check({name: _graph(pipeline, name, variant, adapter) for name in pipeline.manifest.graphs})
 
-    return _on_each(path, backend, run)
+    return on_each(path, backend, run)
 
 
-def _on_each(path: Path, backend: str | None, check: Callable[[Pipeline, str], float]) -> dict[str, float]:
+def on_each(path: Path, backend: str | None, check: Callable[[Pipeline, str], float]) -> dict[str, float]:
     """What `check` finds on every form that can be run here, by variant; its ProofErrors name the variant."""
     found = {}
     for form in forms(_manifest(path), backend):
@@ -314,7 +315,8 @@ def _load(path: Path, form: Form) -> Pipeline | None:
         return None
 
 
-def _decoder(pipeline: Pipeline, graph: str, variant: str, goldens: Sequence[Golden], adapter: str | None) -> Decoder:
+def decoder_of(pipeline: Pipeline, graph: str, variant: str, longest: int, adapter: str | None = None) -> Decoder:
+    """A graph of the bundle with its states, which are given room for `longest` tokens."""
     manifest = pipeline.manifest
     entry = manifest.graphs[graph]
     chosen = next((one for one in entry.variants if one.name == variant), None)
@@ -340,6 +342,5 @@ def _decoder(pipeline: Pipeline, graph: str, variant: str, goldens: Sequence[Gol
             raise ProofError(f"the graph cannot be run: {reason}", where="a run of it") from error
         return outputs
 
-    longest = max(len(golden.text) for golden in goldens) + 1
     capacity = max(_CHECKED, longest) if shared else None
     return Decoder(run, list(ports.inputs), caches, capacity, single=ports.inputs["input_ids"].dims[1] == 1)

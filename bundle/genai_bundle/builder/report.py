@@ -102,6 +102,7 @@ def summary(report: Report, bundle: Bundle) -> dict[str, Any]:
         "read": {"files": dict(manifest.source.get("files") or {}), "size": read},
         "proof": manifest.source.get("proof") or {},
         "proved": report.proved,
+        "draft": dict(manifest.source.get("draft") or {}).get("name"),
         "weights": manifest.source.get("weights"),
         "sizes": {"weights": weights, "graphs": topology, "other": whole - weights - topology},
         "dropped": manifest.source.get("dropped"),

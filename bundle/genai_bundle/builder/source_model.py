@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -20,10 +21,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from genai_bundle.builder.checkpoint import Checkpoint
+from genai_bundle.builder.exporters import heads
 from genai_bundle.builder.exporters.conversion import convert
 from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.builder.exporters.skeleton import construct
 from genai_bundle.builder.exporters.tracing import match_weights
+from genai_bundle.builder.lazy import graph_tensor
 from genai_bundle.builder.tensors import FLOATS, DerivedTensor, WeightTensor
 from genai_bundle.errors import ProofError, SourceError
 
@@ -52,6 +55,22 @@ def source_model(checkpoint: Checkpoint, auto: Any = AutoModelForCausalLM) -> An
 
         # What PEFT merges into has to be there.
         return (beside if large else merged)(model, checkpoint.adapter)
+
+
+def source_head(model: Any, checkpoint: Checkpoint) -> Any:
+    """The first head for multi-token prediction of a model that `source_model` gave, as transformers itself loads it,
+    in float32, with the weights of `checkpoint.changed` in place of its own."""
+    from transformers.modeling_layers import MtpModel
+
+    head = MtpModel.from_pretrained(model).float().eval()
+    if checkpoint.changed:
+        changed = {name: _part(checkpoint, name) for name in checkpoint.changed if name in checkpoint.tensors}
+        held, _ = heads.convert_head(head, model, replace(checkpoint, tensors={**checkpoint.tensors, **changed}))
+        parameters = dict(head.named_parameters())
+        for name, weight in held.items():
+            tensor = checkpoint.changed.get(weight.name)
+            parameters[name].copy_(_torch(graph_tensor(weight) if tensor is None else tensor))
+    return head
 
 
 def is_large(checkpoint: Checkpoint) -> bool:
@@ -114,6 +133,7 @@ def _changed_weights(model: Any, checkpoint: Checkpoint) -> tuple[Mapping[str, i
         held, _ = convert(model, {**checkpoint.tensors, **{name: _part(checkpoint, name) for name in parts}})
     weights = match_weights(model, checkpoint, held)
     strange = checkpoint.changed.keys() - parts - {str(tensor.name) for tensor in weights.values()}
+    strange -= heads.names(checkpoint) if strange else set()
     if strange:
         message = "is stored in another form, but is no parameter of the model"
         raise ProofError(message, where=min(strange))

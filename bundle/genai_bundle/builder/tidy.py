@@ -20,12 +20,15 @@ IR_VERSION = 10
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def slice_before_head(model: ir.Model, *, indices: str, count: str) -> None:
+def slice_before_head(model: ir.Model, *, indices: str, count: str) -> ir.Value:
     """Replace the input `indices` i64[n] (positions whose logits are wanted) by `count` i64[]: the last that many.
 
     The exporter traces the gather of positions before the output head; a slice says the same with a number that a
     manifest can state. Logits of all positions cost 1.2 GB at 2,048 positions of a 150 k vocabulary. 0, or more than
     there are, gives all positions.
+
+    Returns:
+        What is sliced: the hidden states of all positions.
     """
     graph = model.graph
     wanted = _port(graph, indices)
@@ -34,13 +37,15 @@ def slice_before_head(model: ir.Model, *, indices: str, count: str) -> None:
     rows = only_user(column.outputs[0], "GatherND") if column else None
     before = rows.inputs[0].producer() if rows and rows.inputs[0] else None
     after = only_user(rows.outputs[0], "Transpose") if rows else None
-    if not (rows and before and after and _swaps_first_two(before) and _swaps_first_two(after)):
+    hidden = before.inputs[0] if before else None
+    if not (rows and before and after and hidden and _swaps_first_two(before) and _swaps_first_two(after)):
         raise SourceError(f"the exported graph uses '{indices}' in a way that this exporter does not know")
-    number, cut = _last(graph, before.inputs[0], count, before=after)
+    number, cut = _last(graph, hidden, count, before=after)
     cut.shape, cut.type = after.outputs[0].shape, after.outputs[0].type
     ir.convenience.replace_all_uses_with(after.outputs[0], cut)
     graph.remove([after, rows, column], safe=True)  # type: ignore[list-item]
     graph.inputs[graph.inputs.index(wanted)] = number
+    return hidden
 
 
 def keep_last(graph: ir.Graph, head: ir.Node, count: str) -> None:

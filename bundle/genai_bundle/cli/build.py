@@ -68,8 +68,12 @@ def build(
         typer.Option(metavar="NAME=FOLDER", help="Pack a LoRA adapter of PEFT, to run by this name; may be repeated."),
     ] = None,
     draft: Annotated[
-        Path | None,
-        typer.Option(metavar="SRC", help="Pack a smaller model with the same tokenizer, to guess tokens for this one."),
+        str | None,
+        typer.Option(
+            metavar="SRC",
+            help="What guesses tokens: a smaller model with the same tokenizer; or `head`, the checkpoint's own for "
+            "multi-token prediction, which is packed by default where it can be proved; or `none`.",
+        ),
     ] = None,
     perplexity: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Report what --quantize does to the perplexity of this text.")
@@ -122,7 +126,8 @@ def build(
         perplexity=perplexity,
         allow_lossy=allow_lossy,
         dtype_suffix=dtype_suffix,
-        draft=draft,
+        draft=Path(draft) if draft not in (None, "head", "none") else None,
+        heads={"head": True, "none": False}.get(draft or ""),
     )
     with console.phases(f"building {output.name}") as tell:
         report = Report(tell)

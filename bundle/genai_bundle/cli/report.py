@@ -56,6 +56,8 @@ def build_rows(facts: Json) -> Iterator[Row]:
     yield from _proof(facts["proof"])
     for form, gap in facts["proved"].items():
         yield "proved", f"{form}" + ("" if gap is None else f": largest difference of a logit {gap:.1e}")
+    if facts["draft"]:
+        yield "draft", facts["draft"]
     yield from ((name, text) for name, text in facts["figures"].items())
     yield from _nested("weights", facts["weights"])
     sizes = facts["sizes"]

@@ -49,6 +49,7 @@ def check_options(options: BuildOptions, layout: str) -> None:
         "--quantize-override": options.overrides,
         "--quantize-exclude": options.exclude,
         "--adapter": options.adapters,
+        "--draft head": options.heads,
     }
     for name, value in asked.items():
         if value:

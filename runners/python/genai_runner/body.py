@@ -40,6 +40,7 @@ class Body:
         """Go on with these steps: the same ones, which name more or fewer of what they compute."""
         self._do = do
         self._only = self._only_run()
+        self._count, self.all_positions = self._positions()
 
     @property
     def only_ids(self) -> bool:

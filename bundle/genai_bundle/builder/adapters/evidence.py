@@ -32,7 +32,7 @@ def ask_all(kind: Kind, checkpoint: Checkpoint, adapters: Sequence[Adapter], tel
                 differences[f"{variant} with {name}"] = difference
         return differences
 
-    return Evidence(tests, {**alone.proof, "adapters": _proofs(found, checkpoint)}, prove)
+    return Evidence(tests, {**alone.proof, "adapters": _proofs(found, checkpoint)}, prove, head=alone.head)
 
 
 def _named(test: Mapping[str, Any], adapter: str) -> dict[str, Any]:

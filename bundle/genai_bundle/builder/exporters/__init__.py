@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from genai_bundle.errors import ProofError
+
+
+class HeadError(ProofError):
+    """A checkpoint's head for multi-token prediction cannot be made, or is not right. The model may be, without it."""
+
 
 @dataclass(frozen=True)
 class Export:
@@ -19,6 +25,9 @@ class Export:
     i64[batch,sequence], num_logits i64[] (the last n positions; 0 or more than there are: all),
     past_key_values.N.key|value [batch,heads,past,head_size] -> logits [batch,num_logits,vocabulary],
     present.N.key|value [batch,heads,total,head_size].
+
+    Where the checkpoint has a head that predicts further tokens, the decoder gives hidden [batch,sequence,width] too,
+    and `head` has the decoder's ports and the input hidden_before: what either gave at the position before each id.
     """
 
     graphs: Mapping[str, Any]

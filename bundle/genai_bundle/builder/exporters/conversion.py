@@ -32,8 +32,12 @@ class _Join:
     parts: Parts
 
 
-def convert(model: Any, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, Weight], list[str]]:
+def convert(
+    model: Any, tensors: Mapping[str, StoredTensor], table: Sequence[Any] | None = None
+) -> tuple[dict[str, Weight], list[str]]:
     """The weights of `model` by the names of its state, and the names of the tensors that it has no use for.
+
+    `table`: what transformers does to the tensors, where that is not its table for this class of model.
 
     A weight that is one stored tensor keeps that tensor's name. Names that the model shares between parameters are
     not filled in here.
@@ -42,7 +46,7 @@ def convert(model: Any, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, 
         SourceError: a tensor is made by an operation that is not known here.
     """
     state = model.state_dict()
-    table = get_model_conversion_mapping(model)
+    table = get_model_conversion_mapping(model) if table is None else table
     renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in table if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}

@@ -54,7 +54,7 @@ def _dynamic_rotation(module: Any, x: Any, position_ids: Any) -> Any:
 def _construct(config: Any, auto: Any) -> Any:
     """Attention as one operator where the model has that form (ONNX has an operator for it), else written out."""
     arguments = {"trust_remote_code": False, "dtype": torch.float32}
-    with _meta_parameters():
+    with meta_parameters():
         try:
             return auto.from_config(config, attn_implementation="sdpa", **arguments)
         except ValueError as error:
@@ -72,7 +72,7 @@ def parameter_names(model: Any) -> dict[str, list[str]]:
 
 
 @contextmanager
-def _meta_parameters() -> Iterator[None]:
+def meta_parameters() -> Iterator[None]:
     """Inside, each parameter moves to the meta device as it is registered, so initialising the model costs nothing.
 
     Buffers stay real: rotary frequencies are computed in the constructor and are in no checkpoint.

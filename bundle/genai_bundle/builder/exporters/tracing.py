@@ -93,16 +93,20 @@ def _differ(names: list[str], held: Mapping[str, Weight]) -> bool:
     return any(not same_values(weights[0], other) for other in weights[1:])
 
 
-def match_weights(model: Any, checkpoint: Checkpoint, held: Mapping[str, Weight] | None = None) -> Weights:
-    """For every parameter (and stored buffer) of the model, its tensor in the checkpoint."""
+def match_weights(
+    model: Any, checkpoint: Checkpoint, held: Mapping[str, Weight] | None = None, known: Weights | None = None
+) -> Weights:
+    """For every parameter (and stored buffer) of the model, its tensor in the checkpoint, save for those `known`."""
     if held is None:
         held, _ = convert(model, checkpoint.tensors)
     files = ", ".join(sorted({tensor.file for tensor in checkpoint.tensors.values()}))
-    found: dict[str, ir.TensorProtocol] = {}
+    found: dict[str, ir.TensorProtocol] = dict(known or {})
     groups = parameter_names(model)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
     stored = {name: tuple(value.shape) for name, value in model.named_buffers() if name in held}
     for name, shape in (shapes | stored).items():
+        if name in found:
+            continue
         weight = next((held[other] for other in [name, *groups.get(name, [])] if other in held), None)
         computed = _computed(model, name) if weight is None else None
         if computed is not None:

@@ -13,7 +13,7 @@ import transformers
 
 from genai_bundle.builder import tidy
 from genai_bundle.builder.checkpoint import Checkpoint
-from genai_bundle.builder.exporters import Export, states
+from genai_bundle.builder.exporters import KV_STATE, Export, HeadError, heads, states
 from genai_bundle.builder.exporters.quiet import quiet
 from genai_bundle.builder.exporters.recurrence import as_scans
 from genai_bundle.builder.exporters.skeleton import construct, sample
@@ -53,13 +53,46 @@ def _export(checkpoint: Checkpoint, *sequences: int) -> Export:
     """Traced with samples of these lengths; the axis is dynamic where they differ."""
     with quiet(), torch.no_grad():
         model = construct(checkpoint.path)
-        program = _trace(model, bind(model, checkpoint), sequences)
+        weights = bind(model, checkpoint)
+        program = _trace(model, weights, sequences)
     _name_ports(program)
-    tidy.slice_before_head(program, indices="logits_to_keep", count="num_logits")
-    tidy.simplify_padding_mask(program, "attention_mask")
-    tidy.finish(program)
-    idle = dropped(model, checkpoint, program)
-    return Export({"decoder": program}, states(program), NAME, transformers.__version__, idle)
+    hidden = tidy.slice_before_head(program, indices="logits_to_keep", count="num_logits")
+    kept, idle = states(program), dropped(model, checkpoint, program)
+    graphs = {"decoder": program}
+    if own := heads.stored(model, checkpoint):
+        graphs["head"], unused = _head(model, checkpoint, weights, program, hidden)
+        kept = {**kept, "head_kv": {**KV_STATE, "graph": "head"}}
+        idle = [name for name in idle if name in unused or name not in own]
+    for name, graph in graphs.items():
+        tidy.simplify_padding_mask(graph, "attention_mask")
+        tidy.finish(graph)
+        graph.graph.name = name
+    return Export(graphs, kept, NAME, transformers.__version__, idle)
+
+
+def _head(
+    model: Any, checkpoint: Checkpoint, weights: Weights, decoder: ir.Model, hidden: ir.Value
+) -> tuple[ir.Model, list[str]]:
+    """The graph of the checkpoint's head, whose values the decoder gives then; and tensors of heads without a use.
+
+    Raises HeadError, whatever is wrong with it: the model can be built without.
+    """
+    width = hidden.shape[2] if hidden.shape is not None else None
+    try:
+        if states(decoder) != {"kv": KV_STATE} or not isinstance(width, int):
+            raise SourceError("the model's states cannot forget guesses")
+        with quiet(), torch.no_grad():
+            head = heads.construct_head(model)
+            bound, unused = heads.bind_head(head, model, checkpoint, weights)
+            sizes = (BATCH, SEQUENCE, PAST), (BATCH + 2, SEQUENCE + 3, PAST + 4)
+            program = heads.trace_head(head, bound, width, *sizes)
+        _name_ports(program, inputs=("hidden_before",), outputs=("hidden",))
+        tidy.slice_before_head(program, indices="logits_to_keep", count="num_logits")
+    except SourceError as error:
+        raise HeadError(error.message, where=error.where) from error
+    hidden.name = "hidden"
+    decoder.graph.outputs.append(hidden)
+    return program, unused
 
 
 def _trace(model: Any, weights: Weights, sequences: Sequence[int]) -> ir.Model:
@@ -77,7 +110,7 @@ def _is_past(value: ir.Value) -> bool:
     return str(value.name).startswith("past_key_values.")
 
 
-def _name_ports(model: ir.Model) -> None:
+def _name_ports(model: ir.Model, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
     """Name states as the field does, drop outputs that only repeat an input, and give the dynamic axes their names."""
     for value in model.graph.inputs:
         if match := _CACHE.fullmatch(value.name or ""):
@@ -88,17 +121,17 @@ def _name_ports(model: ir.Model) -> None:
             model.graph.outputs.remove(value)
         elif match := _CACHE.fullmatch(value.name or ""):
             value.name = f"present.{match[1]}.{_FIELDS[match[2]]}{int(match[3] or 0) or ''}"
-        elif value.name != "logits":
+        elif value.name not in ("logits", *outputs):
             raise SourceError(f"the exported graph has the output '{value.name}', a state of a kind not built yet")
     tidy.drop_unused(model)
     for value in [value for value in model.graph.inputs if not value.uses() and not _is_past(value)]:
         model.graph.inputs.remove(value)  # a counter of a cache class, or positions that the model does not use
-    inputs = {str(value.name): value for value in model.graph.inputs}
-    known = {"input_ids", "attention_mask", "position_ids", "logits_to_keep"}
-    strange = [name for name, value in inputs.items() if name not in known and not _is_past(value)]
-    if strange or not {"input_ids", "logits_to_keep"} <= inputs.keys():
-        raise SourceError(f"the exported graph has the inputs {sorted(inputs)}, expected {sorted(known)}")
-    _name_axes(model, inputs)
+    ports = {str(value.name): value for value in model.graph.inputs}
+    known = {"input_ids", "attention_mask", "position_ids", "logits_to_keep", *inputs}
+    strange = [name for name, value in ports.items() if name not in known and not _is_past(value)]
+    if strange or not {"input_ids", "logits_to_keep", *inputs} <= ports.keys():
+        raise SourceError(f"the exported graph has the inputs {sorted(ports)}, expected {sorted(known)}")
+    _name_axes(model, ports)
 
 
 def _name_axes(model: ir.Model, inputs: Mapping[str, ir.Value]) -> None:

@@ -35,6 +35,7 @@ class Evidence:
     beside `checkpoint.members`.
     effect(text, tell): where weights are stored in another form, what that changes, as figures to print; with a text,
     its perplexity too. None where this kind measures nothing.
+    head: the record of the proof of a head that is the draft; empty where there is none.
     """
 
     tests: Sequence[Json]
@@ -43,6 +44,7 @@ class Evidence:
     dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
     files: Sequence[str] = ()
     effect: Callable[[str | None, Callable[[str], None]], Mapping[str, str]] | None = None
+    head: Json = field(default_factory=dict)
 
 
 class Kind(Protocol):

@@ -35,6 +35,9 @@ def matches(config: Mapping[str, Any]) -> bool:
     return not config.get("is_encoder_decoder") and any(name.endswith(tuple(endings)) for name in named)
 
 
+HEAD, SEEN, OWN = "head", "hidden_before", "own_hidden"
+
+
 def exporters() -> Mapping[str, Callable[[Checkpoint], Export]]:
     return {"transformers": _whole, "mobius": _mobius, "transformers-steps": _steps_only}
 
@@ -58,14 +61,19 @@ def _steps_only(checkpoint: Checkpoint) -> Export:
 
 
 def ask(checkpoint: Checkpoint) -> Evidence:
+    from genai_bundle.builder import parity_head
     from genai_bundle.builder.golden import golden_prompts, golden_tests, questions, turn
     from genai_bundle.builder.prove import prove_decoder
+    from genai_bundle.builder.prove_head import prove_head
     from genai_bundle.builder.reference import reference_greedy, reference_name
+    from genai_bundle.builder.reference_head import ask_head
 
     prompts = golden_prompts(checkpoint, STEPS)
     more = questions(checkpoint, prompts, STEPS)
+    alone = checkpoint.adapter is None
     goldens = reference_greedy(checkpoint, [*(prompt.ids for prompt in prompts), *more.values()], STEPS)
     tests = golden_tests(prompts, goldens[: len(prompts)], checkpoint.text.eos, checkpoint.generation)
+    guessed = ask_head(checkpoint, [golden.text for golden in goldens[: len(prompts)]]) if alone else []
     proof = {
         "reference": reference_name(),
         "steps": STEPS,
@@ -79,9 +87,13 @@ def ask(checkpoint: Checkpoint) -> Evidence:
         return effect(checkpoint, goldens, text, tell)
 
     def prove(path: Path, backend: str | None) -> Mapping[str, float]:
-        return prove_decoder(path, "decoder", goldens, backend, turn(checkpoint.config), checkpoint.adapter_name)
+        found = prove_decoder(path, "decoder", goldens, backend, turn(checkpoint.config), checkpoint.adapter_name)
+        if guessed:
+            found |= {f"{HEAD}, {form}": gap for form, gap in prove_head(path, guessed, backend).items()}
+        return found
 
-    return Evidence(tests, proof, prove, effect=measure)
+    head = {"reference": reference_name(), "max_abs": TOLERANCE, "checks": list(parity_head.CHECKS)} if guessed else {}
+    return Evidence(tests, proof, prove, effect=measure, head=head)
 
 
 def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -95,7 +107,7 @@ def document(checkpoint: Checkpoint, export: Export, graphs: Mapping[str, Mappin
         "state": {
             name: {**entry, **(capacity if entry["update"] == "append" else {})} for name, entry in export.state.items()
         },
-        "steps": _steps(text.template is not None, _feeds(export, shared=_has_shared(graphs["decoder"]))),
+        "steps": _steps(text.template is not None, export, graphs),
         "text": {
             "tokenizer": "tokenizer.json",
             **({"template": "chat_template.jinja"} if text.template is not None else {}),
@@ -127,22 +139,40 @@ def _inputs(chat: bool) -> dict[str, Any]:
     return {"prompt": prompt | {"optional": True}, "messages": messages}
 
 
-def _feeds(export: Export, *, shared: bool) -> dict[str, str]:
-    """What the decoder's ports are given: the ids, and of the first state's fields those that the graph or its variant
+def _feeds(export: Export, graph: str, *, shared: bool) -> dict[str, str]:
+    """What a decoder's ports are given: the ids, and of its first state's fields those that the graph or its variant
     has a port for."""
-    state = next(iter(export.state))
+    state = next(name for name, entry in export.state.items() if entry["graph"] == graph)
     fields = {"position_ids": "positions", "attention_mask": "mask"}
-    ports = {str(value.name) for value in export.graphs["decoder"].graph.inputs}
+    ports = {str(value.name) for value in export.graphs[graph].graph.inputs}
     if shared:
         fields |= {"seqlens_k": "last", "total_sequence_length": "total"}
         ports |= fields.keys()
     return {"input_ids": "ids"} | {port: f"{state}.{field}" for port, field in fields.items() if port in ports}
 
 
-def _steps(chat: bool, feeds: Mapping[str, str]) -> list[dict[str, Any]]:
+def _steps(chat: bool, export: Export, graphs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     encode = {"run": "text.encode@1", "in": {"text": "prompt"}, "out": {"ids": "ids"}}
     render = {"run": "text.chat@1", "in": {"messages": "messages"}, "out": {"ids": "ids"}}
     begin = {"if": "messages", "then": [render], "else": [encode], "out": ["ids"]} if chat else encode
-    step = {"run": "decoder", "in": dict(feeds), "with": {"num_logits": 1}, "out": {"logits": "logits"}}
-    emit = {"tokens": "token", "text": "text.decode@1"}
-    return [begin, {"generate": {"carry": {"ids": "token"}, "do": [step], "logits": "logits", "emit": emit}}]
+    run: dict[str, dict[str, Any]] = {
+        name: {
+            "run": name,
+            "in": _feeds(export, name, shared=_has_shared(graphs[name])),
+            "with": {"num_logits": 1},
+            "out": {"logits": "logits"},
+        }
+        for name in export.graphs
+    }
+    generate: dict[str, Any] = {
+        "carry": {"ids": "token"},
+        "do": [run["decoder"]],
+        "logits": "logits",
+        "emit": {"tokens": "token", "text": "text.decode@1"},
+    }
+    if HEAD in run:
+        run["decoder"]["out"]["hidden"] = "hidden"
+        run[HEAD]["in"]["hidden_before"] = SEEN
+        run[HEAD]["out"]["hidden"] = OWN
+        generate["draft"] = {"carry": {SEEN: ["hidden", OWN]}, "do": [run[HEAD]], "logits": "logits"}
+    return [begin, {"generate": generate}]

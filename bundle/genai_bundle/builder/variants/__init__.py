@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
 
 def with_variants(
-    graphs: Mapping[str, ir.Model], tell: Callable[[str], None]
+    graphs: Mapping[str, ir.Model], states: Mapping[str, Mapping[str, Any]], tell: Callable[[str], None]
 ) -> tuple[dict[str, ir.Model], dict[str, dict[str, Any]]]:
     """All files of the bundle's graphs, and the entries of the manifest's `graphs` that name them.
+
+    Args:
+        states: the manifest's `state`; what grows becomes a shared buffer in a variant.
 
     Returns:
         Models by member path, the portable ones as given, and entries by graph name.
@@ -31,6 +34,7 @@ def with_variants(
         tell(f"{name} has a variant for ONNX Runtime")
         models[f"{name}.ort-cpu.onnx"] = variant
         when = {"backend": "onnxruntime", "device": "cpu"}
-        state = {"kv": {"update": "shared"}}
+        grown = [own for own, entry in states.items() if (entry["graph"], entry["update"]) == (name, "append")]
+        state = {own: {"update": "shared"} for own in grown}
         entries[name]["variants"] = [{"name": "ort-cpu", "when": when, "file": f"{name}.ort-cpu.onnx", "state": state}]
     return models, entries
