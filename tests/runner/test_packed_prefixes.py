@@ -182,9 +182,11 @@ def test_adapters_are_told_apart(tmp_path: Path) -> None:
         open_bundle(file)
 
 
-def test_inspect_shows_them(tmp_path: Path) -> None:
+def test_inspect_shows_them_and_export_leaves_them_out(tmp_path: Path) -> None:
     file = tmp_path / "with.genai"
     made = put(SAMPLE, file, {"system": SYSTEM})
     facts = command("inspect", file, "--json").json["prefixes"][made.id]
     assert (facts["tokens"], facts["size"], facts["of"]) == (len(made.ids), made.nbytes, {"system": SYSTEM})
     assert made.id in command("inspect", file).out
+    done = command("export", "--to", "folder", file, "-o", tmp_path / "folder")
+    assert (done.code, "prefixes: 1 have no place" in done.err) == (0, True)

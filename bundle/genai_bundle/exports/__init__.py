@@ -144,7 +144,8 @@ def common_losses(manifest: Manifest, variant: str) -> list[str]:
     names = {one.name for graph in manifest.graphs.values() for one in graph.variants}
     forms = [f"graphs: the form {name!r}, as {variant!r} was taken" for name in sorted({PORTABLE, *names} - {variant})]
     tests = [f"tests: {len(manifest.tests)} golden vectors have no place in it"] if manifest.tests else []
-    return [*tests, *forms]
+    prefixes = [f"prefixes: {len(manifest.prefixes)} have no place in it"] if manifest.prefixes else []
+    return [*tests, *prefixes, *forms]
 
 
 def as_json(value: Any) -> bytes:
