@@ -107,7 +107,7 @@ def generator(bundle: Bundle, variant: str) -> Generator:
 def lost_draft(manifest: Manifest) -> list[str]:
     """One line where the bundle has a draft."""
     has = any(isinstance(step, Generate) and step.draft for step in manifest.steps)
-    return ["generate.draft: the model that guesses tokens for this one is left out"] if has else []
+    return ["generate.draft: what guesses tokens for the model is left out"] if has else []
 
 
 def _other(reason: str) -> UsageError:

@@ -32,14 +32,17 @@ from genai_runner.speculation import Speculation  # noqa: E402
 
 CYCLE = "".join(chr(FIRST + 30 + 7 * place % 26) for place in range(12))  # ids of a byte begin with "!", which is 3
 PROMPTS = (CYCLE, "A dog", "Hello there, who are you?")
-DENSE = {"mlp_layer_types": ["dense", "dense"], "mtp_mlp_layer_types": ["dense"]}
+SMALL = {
+    "num_hidden_layers": 1, "layer_types": ["full_attention"], "mlp_layer_types": ["dense"],
+    "mtp_mlp_layer_types": ["dense"], "mtp_layer_types": ["full_attention"],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint, `model`, that was taught a cycle, and its bundle."""
     made = tmp_path_factory.mktemp("headed")
-    mellum(made / "model", steps=60, **DENSE)
+    mellum(made / "model", steps=60, **SMALL)
     done = command("build", made / "model", "-o", made / "model.genai", "--force")
     assert done.code == 0, done.err
     assert "draft" in done.out
