@@ -47,6 +47,7 @@ class GraphRun:
         """Feed `port` with this value from now on, in place of what the step's `with` says."""
         if self._given.get(port) != value:
             self._given[port], self._literals[port] = value, literal(value, self._loaded.ports.inputs[port])
+            self._parts = None  # the shapes of outputs may follow from it
 
     def __call__(self, scope: Mapping[str, Value]) -> Mapping[str, Value]:
         """Run the graph and update its states. Returns what the step takes of its outputs, by port."""

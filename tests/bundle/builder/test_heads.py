@@ -123,6 +123,30 @@ def test_tokens_are_the_same_with_and_without(headed: Path, backend: str) -> Non
     assert accepted > 0
 
 
+def test_turns_as_long_as_a_check_of_guesses(
+    headed: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run over four ids gives the logits of one position of a turn, and those of four where it checks guesses."""
+
+    def propose(self: Speculation, tokens: list[int], most: int, vocabulary: int) -> list[int]:
+        known = most >= 3 and self.drafter.rate(tokens) is not None
+        guesses = self.drafter.guess(tokens, 3) if known else []
+        self._width = 1 + len(guesses)
+        return guesses
+
+    monkeypatch.setattr(Speculation, "propose", propose)
+    with load(headed / "model.genai", threads=1) as pipe:
+        turn, answers = pipe.encode("bip")[:3], []
+        for mode in ("none", "draft"):
+            generator = pipe.generator(CYCLE, speculate=mode, temperature=0, max_tokens=15, ignore_eos=True)
+            for _ in range(2):
+                answers.append([generator.generate_next_token() for _ in range(15)])
+                assert (generator.metrics.spec_decode_num_accepted_tokens > 0) is (mode == "draft")
+                generator.append_tokens(turn)
+    assert answers[:2] == answers[2:]
+    assert "INVALID_ARGUMENT" not in capfd.readouterr().err
+
+
 def test_a_head_that_is_not_right_is_no_reason_not_to_build(
     headed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
