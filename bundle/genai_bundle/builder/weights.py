@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from genai_bundle.builder.shards import INLINE, Packer, Place, Read
+from genai_bundle.builder.variants.ort_joined import Joined
 from genai_bundle.errors import SourceError
 from genai_bundle.writer import Shard
 
@@ -28,6 +29,8 @@ def pack(models: Mapping[str, ir.Model], prefix: str = "decoder") -> tuple[dict[
     """
     packer = Packer(prefix)
     places: dict[int, Place] = {}  # variants hold the very tensors of the portable graph: no second digest for those
+    for joined in _joined(models.values()):  # first: what lies elsewhere cannot be brought side by side any more
+        places[id(joined)] = packer.join([(part.nbytes, _reader(part)) for part in joined.parts])
     graphs: dict[str, bytes] = {}
     for path, model in models.items():
         copy = model.clone()
@@ -50,6 +53,15 @@ def pack(models: Mapping[str, ir.Model], prefix: str = "decoder") -> tuple[dict[
             )
         graphs[path] = _serialise(copy)
     return graphs, packer.shards()
+
+
+def _joined(models: Iterable[ir.Model]) -> Iterator[Joined]:
+    """Tensors that are stored as the bytes of others; small parts stay in their graphs, and so have no place."""
+    for model in models:
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, Joined) and tensor.parts[0].nbytes >= INLINE:
+                yield tensor
 
 
 def _reader(tensor: ir.TensorProtocol) -> Read:

@@ -22,6 +22,7 @@ from genai_bundle.builder.storage.plan import BITS, Plan, describe, make_plan, o
 from genai_bundle.builder.storage.rewrite import CONTRIB, read_blocks, read_cast
 from genai_bundle.builder.storage.spool import Spool
 from genai_bundle.builder.tensors import WeightTensor
+from genai_bundle.builder.variants.ort_joined import join_products
 from genai_bundle.errors import SourceError, UsageError
 
 
@@ -66,6 +67,10 @@ def store_weights(
     if quantised:
         _add_variants(models, entries)
     changed = store(models.values(), plan, spool, tell)
+    for model in models.values():
+        if CONTRIB in model.opset_imports:
+            join_products(model.graph)
+            tidy.drop_unused(model)
     counts = Counter(describe(choice.form) for choice in plan.choices.values())
     return Stored(changed, {"stored": dict(sorted(counts.items())), "left": sorted(plan.left)})
 
