@@ -67,9 +67,9 @@ def _weights(nodes: Sequence[ir.Node]) -> list[list[ir.TensorProtocol]]:
 
 
 def _can_lie(parts: Sequence[ir.TensorProtocol]) -> bool:
-    """Whether all of them stand in the graph, or can lie in a shard without gaps."""
+    """Whether they and all of them together stand in the graph, or can lie in a shard without gaps."""
     sizes = [part.nbytes for part in parts]
-    return all(size < INLINE for size in sizes) or (min(sizes) >= INLINE and side_by_side(sizes))
+    return sum(sizes) < INLINE or (min(sizes) >= INLINE and side_by_side(sizes))
 
 
 def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:

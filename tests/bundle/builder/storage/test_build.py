@@ -68,7 +68,9 @@ def test_quantised(tiny: Path, tmp_path: Path, form: str, symmetric: bool) -> No
         "left": [],
     }
     tuned, portable = operators(target, "decoder.ort-cpu.onnx"), operators(target, "decoder.onnx")
-    assert (tuned["MatMulNBits"], tuned["GatherBlockQuantized"], tuned["DequantizeLinear"]) == (15, 1, 0)
+    joined = 2 if form == "int8" else 0  # gate and up of two layers; the others are too small to lie in a shard
+    assert (tuned["MatMulNBits"], tuned["GatherBlockQuantized"], tuned["DequantizeLinear"]) == (15 - joined, 1, 0)
+    assert tuned["Split"] == joined
     assert (portable["DequantizeLinear"], portable["MatMul"]) == (15, 15)
     assert prove_tests(target, "reference") == ["portable"]
 
@@ -76,7 +78,7 @@ def test_quantised(tiny: Path, tmp_path: Path, form: str, symmetric: bool) -> No
 def test_the_bytes_are_shared_and_repeat(tiny: Path, tmp_path: Path) -> None:
     targets = [tmp_path / "one.genai", tmp_path / "other.genai"]
     for target in targets:
-        build_checkpoint(tiny, target, BuildOptions(quantize="int4", details={"name": "same"}))
+        build_checkpoint(tiny, target, BuildOptions(quantize="int8", details={"name": "same"}))
     assert targets[0].read_bytes() == targets[1].read_bytes()
     with open_bundle(targets[0]) as bundle:
         shards = {path: entry.size for path, entry in bundle.manifest.files.items() if path.startswith("weights/")}
@@ -84,9 +86,11 @@ def test_the_bytes_are_shared_and_repeat(tiny: Path, tmp_path: Path) -> None:
         for member in ("decoder.onnx", "decoder.ort-cpu.onnx"):
             model = sanitize(bundle.read(member), file=member, members=shards)
             entries = [{item.key: item.value for item in tensor.external_data} for tensor in model.graph.initializer]
-            places.append({(entry["offset"], entry["length"]) for entry in entries if entry})
-        assert places[1] <= places[0]
-        assert sum(shards.values()) < 260 * 32 // 2 + 2 * (32 * 32 * 3 + 3 * 32 * 48) // 2 + 10_000
+            places.append([(int(entry["offset"]), int(entry["length"])) for entry in entries if entry])
+        own, shared = ([{offset for offset, _ in some}, {offset + size for offset, size in some}] for some in places)
+        assert shared[0] <= own[0]  # whole tensors, or several that lie side by side
+        assert shared[1] <= own[1]
+        assert sum(shards.values()) < 260 * 32 + 2 * (32 * 32 * 3 + 3 * 32 * 48) + 10_000
 
 
 def test_what_it_changes_is_measured(tiny: Path, tmp_path: Path) -> None:
