@@ -33,9 +33,8 @@ class GraphRun:
         self.step, self._request = step, request
         self._loaded = loaded = request.program.graphs[step.target]
         self._graph, ports = request.graph(step.target), loaded.ports.inputs
-        named = {
-            port: name.partition(".") for port, name in step.inputs.items() if port in ports
-        }  # a variant may lack some
+        # A variant may do without some of the ports.
+        named = {port: name.partition(".") for port, name in step.inputs.items() if port in ports}
         self._values = [(ports[port], name) for port, (name, dot, _) in named.items() if not dot]
         self._fields = [(ports[port], request.states[name], field) for port, (name, dot, field) in named.items() if dot]
         self._given = {port: value for port, value in step.literals.items() if port in ports}
