@@ -34,7 +34,7 @@ def test_an_input_that_was_changed_in_place_is_read_anew(twice: Graph) -> None:
 
 
 def test_inputs_may_change_their_shape(twice: Graph) -> None:
-    for size in (3, 3, 3, 1, 1, 5000, 5000, 5000, 3, 0, 0, 3):
+    for size in (3, 3, 3, 1, 1, 2_000_000, 2_000_000, 2_000_000, 3, 0, 0, 3):
         array = np.arange(size, dtype=np.float32)
         np.testing.assert_array_equal(twice.run({"x": array}, ["y"])["y"], 2 * array)
 

@@ -8,6 +8,7 @@ the mapping's pages are handed back to the system afterwards.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -27,6 +28,9 @@ ACCURACY_LEVELS = {"exact": 1, "fast": 4}
 
 SMALL = 1 << 14
 """Bytes of an input that is copied into a buffer which stays bound: binding costs more than that."""
+
+COPIED = 1 << 22
+"""Bytes of outputs that are copied out of arrays which stay bound. Beyond that the copy costs more than it saves."""
 
 NOTHING: Mapping[str, Array] = {}
 
@@ -109,7 +113,8 @@ class OnnxRuntimeGraph:
 
     def _settle(self) -> None:
         """Inputs have the shapes of the last run, so outputs have too: bind these to arrays, once."""
-        if len(self._forms) == len(self._fresh) and all(dtype.kind in "biuf" for _, _, dtype in self._forms):
+        plain = len(self._forms) == len(self._fresh) and all(dtype.kind in "biuf" for _, _, dtype in self._forms)
+        if plain and sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in self._forms) <= COPIED:
             self._steady = {name: np.empty(shape, dtype) for name, shape, dtype in self._forms}
             for name, array in self._steady.items():
                 self._bind_output(name, array)
