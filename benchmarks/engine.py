@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the decode engine gains: requests together beside one by one, and guessed tokens beside none.
+"""What the decode engine gains: requests together beside one by one, guessed tokens beside none; and what beams cost.
 
     python benchmarks/engine.py                      # 100 M random parameters, fp32 and int4
     python benchmarks/engine.py --quick              # a small model, few tokens: whether it works
@@ -12,6 +12,7 @@ Batching: 16 requests through `Scheduler` beside the same ones after each other.
 random model copies nothing, so a processor dictates the answer: "copy" repeats passages of the prompt of 24 tokens with
 one new token between them, as edits and quotations do; "random" is tokens that never came before in this order. Whether
 guesses come true then is the text's doing; what they cost and save is the model's and the engine's.
+Beams: an answer searched with four, beside a greedy one; four runs of the model for each token would give 0.25.
 Needs the extra `build`.
 """
 
@@ -107,6 +108,14 @@ def guessing(pipe: genai_runner.Pipeline, kind: str, tokens: int, rounds: int) -
     return paired(run("lookup"), run("none"), rounds)
 
 
+def beams(pipe: genai_runner.Pipeline, tokens: int, rounds: int) -> tuple[float, float]:
+    def run(count: int) -> Callable[[], int]:
+        settings: dict[str, Any] = {"max_tokens": tokens, "ignore_eos": True, "num_beams": count}
+        return lambda: len(pipe("abcdefghijklmnopqrstuvwxyz", temperature=0, **settings).tokens)
+
+    return paired(run(4), run(1), rounds)
+
+
 def rows(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
     for weights, bundle in bundles(folder, options.weights, quick=options.quick):
         with genai_runner.load(bundle) as pipe:
@@ -114,6 +123,7 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
             for kind in ("copy", "random"):
                 found = guessing(pipe, kind, options.tokens, options.rounds)
                 yield Row(f"lookup, {kind}", weights, *found)
+            yield Row("4 beams", weights, *beams(pipe, options.tokens, options.rounds))
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ class Packer:
     def join(self, parts: Sequence[tuple[int, Read]]) -> Place:
         """The place of tensors side by side, whose lengths allow it; each of them is found there by itself too."""
         total = sum(length for length, _ in parts)
-        start = end = self._start(total, max(step_of(length) for length, _ in parts))
+        start = end = self._start(total, step_of(total))
         for length, read in parts:
             place = Place(self._member(len(self._ends) - 1), end, length)
             self._places.setdefault(hashlib.sha256(read()).digest(), place)

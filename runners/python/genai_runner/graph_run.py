@@ -15,6 +15,7 @@ from genai_bundle.errors import BackendError, UsageError
 from genai_bundle.manifest import Run
 
 from .backends.base import Array, Tensor
+from .program import LoadedGraph
 from .state import Group
 from .values import Value, literal, to_port
 
@@ -67,9 +68,7 @@ class GraphRun:
         try:
             outputs = self._graph.run(feeds, self._want, keep=self._keep, into=self._into)
         except Exception as error:  # an engine may raise anything
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            message = f"graph {self._loaded.name!r} ({self._loaded.place.file}) failed: {reason}"
-            raise BackendError(message, where=step.where) from error
+            raise failed(self._loaded, step, error) from error
         request.record.graph(self._loaded.name, began)
         for group, n in zip(self._groups, added, strict=True):
             group.commit(outputs, n)
@@ -99,3 +98,9 @@ class GraphRun:
             message = f"state {group.name!r} takes {group.most} tokens at once, not {n}"
             raise UsageError(message, where=self.step.where)
         return n
+
+
+def failed(loaded: LoadedGraph, step: Run, error: Exception, how: str = "") -> BackendError:
+    """What is said of a graph whose run at `step` raised; `how` it was run, where that is worth saying."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return BackendError(f"graph {loaded.name!r} ({loaded.place.file}) failed{how}: {reason}", where=step.where)

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from genai_bundle.errors import BackendError
 from genai_bundle.manifest import Generate, Run
 
 from .arguments import Arguments
 from .backends.base import Array
 from .body import Body, bare
 from .expand import ids_name
+from .graph_run import failed
 from .interpreter import Request, Scope
 from .metrics import Recorder
 from .program import LoadedGraph, Program
@@ -103,9 +103,7 @@ class Rows:
         try:
             outputs = graph.run(feeds, want, keep=keep, into=into)
         except Exception as error:  # an engine may raise anything
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            message = f"graph {loaded.name!r} ({loaded.place.file}) failed for {len(self.lengths)} rows: {reason}"
-            raise BackendError(message, where=step.where) from error
+            raise failed(loaded, step, error, f" for {len(self.lengths)} rows") from error
         if self._record is not None:
             self._record.graph(loaded.name, began)
         for states in mine:

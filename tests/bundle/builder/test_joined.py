@@ -115,3 +115,11 @@ def test_joined_tensors_of_equal_bytes_have_places_of_their_own() -> None:
     second = packer.join([(1024, lambda: one), (1024, lambda: one)])
     assert (first.offset, first.length, second.offset) == (0, 2048, 2048)
     assert packer.place(1024, lambda: other).offset == 1024
+
+
+def test_what_is_large_together_begins_at_a_page() -> None:
+    """Rule B4, although none of the parts is large by itself."""
+    packer, part = Packer("g"), bytes(1 << 19)
+    packer.place(64, lambda: b"x" * 64)
+    assert packer.join([(1 << 19, lambda: part), (1 << 19, lambda: part)]).offset == 65536
+    assert packer.join([(64, lambda: bytes(64)), (64, lambda: bytes(64))]).offset == 65536 + (1 << 20)

@@ -2,8 +2,8 @@
 """Products that read one input as a single product, for ONNX Runtime: query, key and value; gate and up.
 
 A step of one token spends a part of its time between operators. The weights [N, K] of the products become one tensor,
-which is stored as the others' bytes side by side, so that nothing is stored twice. Measured, 110 M parameters, two
-cores: a step takes 3 % less in float32, 5 % less with int4; prompts as long as before or less.
+which is stored as the others' bytes side by side, so that nothing is stored twice. In a trial with 110 M parameters
+on two cores a step of a bare session took 3 % less in float32, 5 % less with int4.
 """
 
 from __future__ import annotations

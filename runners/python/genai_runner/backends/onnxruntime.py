@@ -92,6 +92,7 @@ class OnnxRuntimeGraph:
                 self._session.run_with_iobinding(self._binding)
                 return {name: array.copy() for name, array in self._steady.items()}
             except Exception:  # a shape follows from values, or it is the graph: then it fails again
+                # Buffers in `into` get the new tokens' positions, so that writing them again changes nothing.
                 self._steady = {}
         return self._run_unsettled()
 
